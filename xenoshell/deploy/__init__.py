@@ -1,0 +1,1 @@
+"""Quote, plan, deployment: pure planning, one engine, typed events, the record on disk."""
