@@ -55,7 +55,7 @@ class Paths:
 
 
 def paths(config_dir: Path | None = None, state_dir: Path | None = None) -> Paths:
-    """The directories in force: an option, else ``XENOSHELL_{CONFIG,STATE,CACHE}_DIR``, else the platform's (XDG) ones."""
+    """The directories in force: an option, else ``XENOSHELL_*_DIR``, else the platform's (XDG) ones."""
     return Paths(
         config=_choose(config_dir, "XENOSHELL_CONFIG_DIR", "user_config_path"),
         state=_choose(state_dir, "XENOSHELL_STATE_DIR", "user_state_path"),
@@ -71,9 +71,9 @@ def private_directory(path: Path) -> Path:
 
 def _choose(option: Path | None, variable: str, platform: str) -> Path:
     if option is not None:
-        return Path(os.path.abspath(option.expanduser()))
+        return option.expanduser().absolute()
     if value := os.environ.get(variable):
-        return Path(os.path.abspath(Path(value).expanduser()))
+        return Path(value).expanduser().absolute()
     import platformdirs
 
     found: Path = getattr(platformdirs, platform)("xenoshell", appauthor=False)
