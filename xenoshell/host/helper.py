@@ -1,0 +1,371 @@
+"""The helper: serves one SSH connection. Reads requests from its channels, does them, answers; ends when stdin ends.
+
+One thread reads each channel and writes segments at once; what may take long runs in a thread of its own, so that other
+requests are answered meanwhile. Whatever a client sends, the worst that happens to the helper is an ERROR frame.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import threading
+import time
+import traceback
+from typing import Any, Callable, Dict, List, NamedTuple, Optional, Tuple
+
+import xenoshell
+from xenoshell.host import facts, statedir
+from xenoshell.host.channel import Channel, ChannelClosed, SocketChannel
+from xenoshell.host.params import Params, flag, integer, number, text
+from xenoshell.host.rendezvous import Rendezvous
+from xenoshell.host.store import FIRST_TRANSFER, SegmentFailure, Store
+from xenoshell.host.streams import Session, Stream
+from xenoshell.host.unpack import Unpacker
+from xenoshell.host.vms import Vms
+from xenoshell.wire import codec, frames
+from xenoshell.wire.causes import Failure
+from xenoshell.wire.frames import Frame, WireError
+from xenoshell.wire.values import HostFacts, Recipe
+
+_MAX_WORKERS = 64
+_FINISH_S = 10.0  # how long work under way may go on when the connection has ended
+
+
+class Verb(NamedTuple):
+    """How a verb is done: ``quick`` and ``long`` give the answer, ``stream`` answers by itself."""
+
+    kind: str
+    do: Callable[..., Any]
+
+
+class Helper:
+    """One helper: a state directory, its store and VMs, and the channels of one connection."""
+
+    def __init__(self, state_dir: str, library: str) -> None:
+        self.state_dir = state_dir
+        self._unpacker = Unpacker()
+        self.store = Store(state_dir, self._unpacker)
+        self.vms = Vms(state_dir, library, self.store)
+        self._rendezvous = Rendezvous()
+        self._workers: List[threading.Thread] = []
+        self._sessions: List[Session] = []
+        self._lock = threading.Lock()
+        self._ending = False
+        self._verbs: Dict[str, Verb] = {
+            "facts": Verb("long", lambda params: self.facts()),
+            "check": Verb("long", self._check),
+            "prove": Verb("long", self._prove),
+            "blob.begin": Verb("long", lambda params: self.store.begin(recipe_of(params))),
+            "blob.commit": Verb("long", lambda params: self.store.commit(integer(params, "transfer"))),
+            "blob.drop": Verb("long", self._drop),
+            "vm.create": Verb("stream", self._create),
+            "vm.list": Verb("long", lambda params: {"vms": self.vms.list()}),
+            "vm.stop": Verb("long", lambda params: self.vms.order(text(params, "id"), "stopped", text(params, "op"))),
+            "vm.start": Verb("long", lambda params: self.vms.order(text(params, "id"), "running", text(params, "op"))),
+            "vm.restart": Verb("long", lambda params: self.vms.order(text(params, "id"), "restart", text(params, "op"))),
+            "vm.destroy": Verb("long", lambda params: self.vms.destroy(text(params, "id"), text(params, "op"))),
+            "vm.renew": Verb("long", self._renew),
+            "vm.watch": Verb("stream", self._watch),
+            "vm.logs": Verb("stream", self._logs),
+            "vm.console": Verb("stream", self._console),
+        }
+
+    # ------------------------------------------------------------ life
+
+    def run(self, channel: Channel) -> None:
+        """Say hello on the first channel, then serve it and those that the rendezvous takes until it ends."""
+        session = Session(channel)
+        channel.respond(0, self.facts())
+        self._spawn(self._accept)
+        self._spawn(self.vms.adopt_all)
+        self.serve(session)
+
+    def close(self) -> None:
+        """End everything: channels, streams, work under way (for a bounded time), locks, the socket."""
+        with self._lock:
+            self._ending = True
+            sessions = list(self._sessions)
+        self._rendezvous.close()
+        for session in sessions:
+            session.channel.close()
+            session.end_all()
+        deadline = time.monotonic() + _FINISH_S
+        with self._lock:
+            workers = list(self._workers)
+        for worker in workers:
+            worker.join(max(0.0, deadline - time.monotonic()))
+        self.store.close()
+
+    def serve(self, session: Session) -> None:
+        """Handle every frame of a channel until it ends or breaks the format."""
+        channel = session.channel
+        with self._lock:
+            if self._ending:
+                return
+            self._sessions.append(session)
+        try:
+            for frame in channel.frames():
+                self._handle(session, frame)
+        except WireError as error:
+            try:
+                channel.fail(0, Failure("protocol", str(error)))
+            except ChannelClosed:
+                pass  # it broke the format by going away
+        except ChannelClosed:
+            pass  # the client went: nobody is left to tell
+        finally:
+            with self._lock:
+                self._sessions.remove(session)
+            session.end_all()
+
+    def _accept(self) -> None:
+        while True:
+            connection = self._rendezvous.accept()
+            if connection is None:
+                return
+            channel = SocketChannel(connection)
+            if not self._spawn(lambda channel=channel: self._serve_socket(channel)):
+                channel.release()
+
+    def _serve_socket(self, channel: SocketChannel) -> None:
+        try:
+            self.serve(Session(channel))
+        finally:
+            channel.release()
+
+    def _spawn(self, run: Callable[[], None]) -> bool:
+        """Run something in a thread of its own; False when there are too many already or the helper ends."""
+        with self._lock:
+            self._workers = [w for w in self._workers if w.is_alive()]
+            if self._ending or len(self._workers) >= _MAX_WORKERS:
+                return False
+            worker = threading.Thread(target=run, daemon=True)
+            worker.start()
+            self._workers.append(worker)
+        return True
+
+    # ------------------------------------------------------------ frames
+
+    def _handle(self, session: Session, frame: Frame) -> None:
+        if frame.type == frames.SEGMENT:
+            self._segment(session, frame)
+        elif frame.type == frames.REQUEST:
+            if session.get(frame.stream) is not None:
+                session.channel.fail(frame.stream, Failure("bad-request", "stream %d is in use" % frame.stream))
+                return
+            self._guard(session, frame.stream, lambda: self._request(session, frame))
+        elif frame.type in (frames.DATA, frames.EOF):
+            stream = session.get(frame.stream)
+            if stream is not None:  # else it ended just now, from our side
+                act = (lambda: stream.data(frame.payload)) if frame.type == frames.DATA else stream.eof
+                self._guard(session, frame.stream, act)
+        elif frame.type != frames.ERROR:
+            session.channel.fail(frame.stream, Failure("bad-request", "a client does not send frames of type %d" % frame.type))
+
+    def _segment(self, session: Session, frame: Frame) -> None:
+        try:
+            index = self.store.segment(frame.stream, frame.payload)
+        except SegmentFailure as failure:
+            session.channel.fail(frame.stream, failure, index=failure.index)
+        except Failure as failure:
+            session.channel.fail(frame.stream, failure)
+        except OSError as error:
+            session.channel.fail(frame.stream, failure_of(error, self.state_dir))
+        else:
+            session.channel.respond(frame.stream, {"index": index})
+
+    def _request(self, session: Session, frame: Frame) -> None:
+        number = frame.stream
+        if not 0 < number < FIRST_TRANSFER:
+            raise Failure("bad-request", "requests have stream ids from 1 to %d, not %d" % (FIRST_TRANSFER - 1, number))
+        params = codec.loads(frame.payload)
+        word = params.get("verb")
+        verb = self._verbs.get(word) if isinstance(word, str) else None
+        if verb is None:
+            raise Failure("bad-request", "no such verb: %r; there are %s" % (str(word)[:80], ", ".join(self._verbs)))
+        if verb.kind == "stream":
+            verb.do(session, number, params)
+            return
+        stream = Stream()
+        session.open(number, stream)
+
+        def work() -> None:
+            def answer() -> None:
+                value = verb.do(params)
+                session.end(number)
+                session.channel.respond(number, value)
+
+            self._guard(session, number, answer)
+
+        if not self._spawn(work):
+            raise Failure("busy", "%d requests are under way on this host" % _MAX_WORKERS)
+
+    def _guard(self, session: Session, number: int, act: Callable[[], None]) -> None:
+        """Do something for a stream; whatever goes wrong with it becomes an ERROR frame."""
+        try:
+            act()
+        except ChannelClosed:
+            return
+        except Exception as error:  # noqa: BLE001 - the client is told, and the helper goes on
+            stream = session.get(number)
+            session.end(number)
+            if stream is not None:
+                stream.stop()
+            try:
+                session.channel.fail(number, failure_of(error, self.state_dir))
+            except ChannelClosed:
+                return
+
+    # ------------------------------------------------------------ verbs
+
+    def facts(self) -> HostFacts:
+        """The facts of this moment."""
+        arch = os.uname().machine
+        emulator = facts.qemu(self.state_dir, arch)
+        return facts.gather(
+            self.state_dir,
+            version=xenoshell.__version__,
+            emulator=emulator,
+            kvm=facts.kvm(self.state_dir, emulator),
+            codecs=self._unpacker.codecs(),
+            channel=self._rendezvous.path,
+            blobs=self.store.held(),
+            vms=self.vms.statuses(),
+        )
+
+    def _check(self, params: Params) -> Any:
+        from xenoshell.host import check
+
+        kernel = params.get("kernel")
+        path = self.store.path(text(params, "kernel")) if kernel is not None else None
+        return {"lines": check.check(self.facts(), self.state_dir, path)}
+
+    def _prove(self, params: Params) -> Any:
+        return facts.prove(self.state_dir, text(params, "kernel"), self.store)
+
+    def _drop(self, params: Params) -> Any:
+        self.store.drop(text(params, "digest"), self.vms.blobs_used)
+        return {}
+
+    def _renew(self, params: Params) -> Any:
+        return self.vms.renew(text(params, "id"), text(params, "op"), number(params, "lease_s"))
+
+    def _create(self, session: Session, stream: int, params: Params) -> None:
+        from xenoshell.host import vmstreams
+
+        upload = vmstreams.Upload(self.vms, session, stream, params, self.work)
+        session.open(stream, upload)
+        upload.start()
+
+    def _watch(self, session: Session, stream: int, params: Params) -> None:
+        from xenoshell.host import vmstreams
+
+        self._run_stream(session, stream, vmstreams.Watch(self.vms, session, stream))
+
+    def _logs(self, session: Session, stream: int, params: Params) -> None:
+        from xenoshell.host import vmstreams
+
+        ask = {"verb": "logs", "follow": flag(params, "follow"), "tail": integer(params, "tail")}
+        self._run_stream(session, stream, vmstreams.Relay(self.vms, session, stream, text(params, "id"), ask))
+
+    def _console(self, session: Session, stream: int, params: Params) -> None:
+        from xenoshell.host import vmstreams
+
+        ask = {"verb": "console", "replay": integer(params, "replay")}
+        self._run_stream(session, stream, vmstreams.Relay(self.vms, session, stream, text(params, "id"), ask))
+
+    def _run_stream(self, session: Session, number: int, stream: Any) -> None:
+        session.open(number, stream)
+        self.work(session, number, stream.run)
+
+    def work(self, session: Session, stream: int, run: Callable[[], None]) -> None:
+        """Run a stream's long part in a thread; the stream is over when it returns. Raises `Failure` (busy)."""
+
+        def whole() -> None:
+            self._guard(session, stream, run)
+            session.end(stream)
+
+        if not self._spawn(whole):
+            session.end(stream)
+            raise Failure("busy", "%d requests are under way on this host" % _MAX_WORKERS)
+
+
+def failure_of(error: Exception, state_dir: str) -> Failure:
+    """The failure that tells a client about an exception."""
+    if isinstance(error, Failure):
+        return error
+    if isinstance(error, codec.CodecError):
+        return Failure("bad-request", str(error))
+    if isinstance(error, OSError) and statedir.is_full(error):
+        return statedir.disk_full(state_dir, 0)
+    return Failure("internal", "".join(traceback.format_exception(type(error), error, error.__traceback__))[-3000:])
+
+
+def recipe_of(params: Params) -> Recipe:
+    """The recipe in a blob.begin. Raises `codec.CodecError`."""
+    return codec.decode(Recipe, params.get("recipe"))
+
+
+def take_standard_streams() -> Tuple[int, int]:
+    """Private copies of stdin and stdout; whatever else reads or prints (children too) gets /dev/null and stderr."""
+    read_fd, write_fd = os.dup(0), os.dup(1)  # not inherited by children
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, 0)
+    os.dup2(2, 1)
+    os.close(null)
+    return read_fd, write_fd
+
+
+def install(state_dir: str, digest: str) -> str:
+    """Write the bundle that this process runs from to ``lib/``, for supervisors to run from; return its path."""
+    loader = getattr(xenoshell, "__loader__", None)
+    source = getattr(loader, "text", "")
+    if not source:
+        raise Failure("internal", "the helper runs from its bundle only")
+    path = os.path.join(state_dir, "lib", "xenoshell-%s.py" % digest)
+    data = source.encode()
+    try:
+        with open(path, "rb") as file:
+            if file.read() == data:
+                return path
+    except FileNotFoundError:
+        pass  # the usual case on a fresh host
+    statedir.write_whole(path, data)
+    return path
+
+
+class _Terminated(Exception):
+    """SIGTERM or SIGHUP came."""
+
+
+def _terminate(signal_number: int, frame: object) -> None:
+    raise _Terminated
+
+
+def main(arguments: List[str]) -> int:
+    """PREAMBLE (hexadecimal), DIGEST (16 digits of the bundle's), STATE-DIR (hexadecimal of its UTF-8, or ``-``)."""
+    os.umask(0o077)
+    read_fd, write_fd = take_standard_streams()
+    channel = Channel(read_fd, write_fd)
+    preamble, digest, where = arguments
+    helper = None
+    try:
+        for word in (signal.SIGTERM, signal.SIGHUP):
+            signal.signal(word, _terminate)
+        os.write(write_fd, bytes.fromhex(preamble))
+        state_dir = statedir.open_state_dir(None if where == "-" else bytes.fromhex(where).decode())
+        helper = Helper(state_dir, install(state_dir, digest))
+        helper.run(channel)
+    except Failure as failure:
+        channel.fail(0, failure)
+        return 1
+    except ChannelClosed:
+        return 1
+    except _Terminated:
+        return 0
+    finally:
+        if helper is not None:
+            helper.close()
+    sys.stderr.flush()
+    return 0
