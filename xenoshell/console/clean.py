@@ -1,0 +1,25 @@
+"""Text of a host or guest, made safe to print in a line of ours."""
+
+from __future__ import annotations
+
+from typing import Final
+
+#: C0, DEL and C1 controls; line and paragraph separators; marks that reorder what is around them; the tag characters.
+_UNSAFE: Final = dict.fromkeys(
+    [
+        *(*range(32), *range(127, 160)),
+        *(0x2028, 0x2029),
+        *(0x061C, 0x200E, 0x200F, *range(0x202A, 0x202F), *range(0x2066, 0x206A)),
+        *(0xFEFF, *range(0xD800, 0xE000), *range(0xE0000, 0xE0080)),
+    ],
+    " ",
+)
+
+
+def clean(text: object, limit: int = 2000) -> str:
+    """``text`` as one line without control, reordering or invisible characters, at most ``limit`` characters long.
+
+    Every name, message or version that a host or guest supplies passes through here before it reaches a terminal.
+    """
+    line = str(text).translate(_UNSAFE).strip()
+    return line if len(line) <= limit else line[: limit - 1] + "…"
