@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import re
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Optional
 
 from xenoshell.wire.codec import CodecError, decode, dumps, loads
 from xenoshell.wire.values import DIGEST
@@ -99,15 +99,17 @@ def parse(data: bytes) -> Manifest:
 
 @dataclass(frozen=True)
 class _Fields:
-    """The manifest's fields as JSON has them; labels are an object there and apart from these."""
+    """The manifest's fields as JSON has them; labels are an object there and apart from these.
+
+    ``Optional`` since that is the spelling `decode` knows."""
 
     arch: str
     boot: str
     customise: str
     cmdline: str
-    disk: BlobRef | None = None
-    kernel: BlobRef | None = None
-    initrd: BlobRef | None = None
+    disk: Optional[BlobRef] = None  # noqa: UP045
+    kernel: Optional[BlobRef] = None  # noqa: UP045
+    initrd: Optional[BlobRef] = None  # noqa: UP045
 
     def manifest(self, labels: tuple[tuple[str, str], ...]) -> Manifest:
         try:

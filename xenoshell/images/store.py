@@ -93,6 +93,7 @@ class ImageStore:
         Raises `BadInput` when the digits fit several images and `Failure` (image-missing, naming the nearest names)
         when there is no such image."""
         names = self.names()
+        name_or_id = name_or_id.removeprefix("sha256:")
         if name_or_id in names:
             return self._named(names, names[name_or_id])
         if len(name_or_id) >= ID_DIGITS and set(name_or_id) <= set("0123456789abcdef"):
