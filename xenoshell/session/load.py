@@ -1,0 +1,30 @@
+"""Reading a session file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from xenoshell import tomlfile
+from xenoshell.session.model import Session
+
+
+@dataclass(frozen=True)
+class LoadedSession:
+    """A session and the file it came from. Relative paths in it are relative to ``base_dir``; ``text`` is the file as it was."""
+
+    session: Session
+    path: Path
+    base_dir: Path
+    text: str
+
+
+def load_session(path: Path) -> LoadedSession:
+    """The session that a file describes. Raises `xenoshell.tomlfile.InputErrors` with everything that is wrong in it."""
+    text = tomlfile.read_text(path)
+    return LoadedSession(tomlfile.loads(text, Session, str(path)), path, path.absolute().parent, text)
+
+
+def resolve(path: str, base_dir: Path) -> Path:
+    """A path that a session file names: ``~`` is the user's home, relative paths start at ``base_dir``."""
+    return base_dir / Path(path).expanduser()

@@ -1,0 +1,484 @@
+"""Reading TOML files that people write: every error of a file at once, each with its place and what would be right.
+
+`load` turns a file into a pydantic model or raises `InputErrors`. No text makes it fail in any other way.
+"""
+
+from __future__ import annotations
+
+import re
+import tomllib
+import types
+import typing
+from dataclasses import dataclass
+from decimal import Decimal
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from xenoshell import toml_positions
+from xenoshell.errors import BadInput
+from xenoshell.problems import FROM_FILE, KIND, Loc, nearest
+from xenoshell.toml_positions import Position
+
+M = TypeVar("M", bound=BaseModel)
+
+#: Larger files are refused unread, in bytes.
+MAX_BYTES = 4 << 20
+#: A file with syntax errors is read again without the line of each, to find further ones: so often at most, ...
+_MAX_ROUNDS = 20
+#: ... and only once if it is larger than this, in characters.
+_MAX_RETRIED = 256 << 10
+_MAX_KEY_PARTS = 64
+_MAX_ERRORS = 100
+
+
+@dataclass(frozen=True)
+class InputError:
+    """One error of a file. ``line`` and ``column`` count from 1, 0: unknown. ``key`` is a path such as ``vm[0].count``."""
+
+    file: str
+    line: int
+    key: str
+    found: str
+    allowed: str
+    nearest: str
+    message: str
+    column: int = 0
+    remedy: str = ""
+
+    def __str__(self) -> str:
+        place = (
+            self.file
+            + (f":{self.line}" if self.line else "")
+            + (f":{self.column}" if self.line and self.column else "")
+        )
+        head = f"{place}: {self.key + ': ' if self.key else ''}{self.message}" + (
+            f" (found {self.found})" if self.found else ""
+        )
+        lines = [head]
+        if self.nearest:
+            lines.append(f"  did you mean {self.nearest}?")
+        if self.allowed:
+            lines.append(f"  allowed: {self.allowed}")
+        if self.remedy:
+            lines.append(f"  {self.remedy}")
+        return "\n".join(lines)
+
+
+class InputErrors(BadInput):
+    """Everything that is wrong with one file, in the order of its lines."""
+
+    def __init__(self, errors: tuple[InputError, ...]) -> None:
+        super().__init__("\n".join(map(str, errors)))
+        self.errors = errors
+
+
+def load(path: Path, model: type[M]) -> M:
+    """The file at ``path`` as a ``model``. Raises `InputErrors` with all errors of the file."""
+    return loads(read_text(path), model, str(path))
+
+
+def read_text(path: Path) -> str:
+    """The text of a file, line ends and all. Raises `InputErrors` if it is missing, too large, unreadable or not UTF-8."""
+
+    def refused(message: str, *, found: str = "", allowed: str = "", remedy: str = "", line: int = 0) -> InputErrors:
+        return InputErrors((InputError(str(path), line, "", found, allowed, "", message, 0, remedy),))
+
+    try:
+        if path.exists() and not path.is_file():
+            raise refused(
+                "this is not a regular file", found="a directory" if path.is_dir() else "", allowed="a TOML file"
+            )
+        with path.open("rb") as file:
+            data = file.read(MAX_BYTES + 1)
+    except FileNotFoundError as error:
+        near = ""
+        if path.parent.is_dir():
+            near = nearest(path.name, (p.name for p in path.parent.iterdir() if p.suffix == ".toml"))
+        raise InputErrors(
+            (
+                InputError(
+                    str(path),
+                    0,
+                    "",
+                    "",
+                    "",
+                    near,
+                    "there is no such file",
+                    0,
+                    "`xenoshell new FILE` writes a session file",
+                ),
+            )
+        ) from error
+    except PermissionError as error:
+        raise refused("you may not read this file", remedy="see its owner and mode: ls -l") from error
+    except (OSError, ValueError) as error:
+        raise refused(f"it cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if len(data) > MAX_BYTES:
+        raise refused(
+            "it is too large", found=f"more than {MAX_BYTES >> 20} MiB", allowed=f"{MAX_BYTES >> 20} MiB at most"
+        )
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        raise refused(
+            "it is not UTF-8", line=line, found=f"byte 0x{data[error.start]:02x}", allowed="text in UTF-8",
+            remedy="save it as UTF-8 in your editor",
+        ) from error  # fmt: skip
+
+
+def loads(text: str, model: type[M], file: str = "<text>") -> M:
+    """``text`` as a ``model``. Raises `InputErrors` with all errors of it; ``file`` is the name they are given."""
+    # TOML knows \n and \r\n only; an editor's byte order mark is not worth an error.
+    document, errors = _parse(text.removeprefix("\ufeff"), file)
+    if document is None:
+        raise InputErrors(tuple(errors))
+    try:
+        result = model.model_validate(document.values, context={FROM_FILE: True}, by_alias=True, by_name=False)
+    except ValidationError as error:
+        where = _Places(document.text)
+        for detail in error.errors(include_url=False):
+            if errors and detail["type"] == "missing":
+                continue  # it may stand in a line that could not be read
+            errors.append(_translate(detail, model, file, where))
+            if len(errors) >= _MAX_ERRORS:
+                break
+    else:
+        if not errors:
+            return result
+    raise InputErrors(tuple(sorted(errors, key=lambda e: (e.line, e.column))))
+
+
+# ---------------------------------------------------------------- syntax
+
+
+@dataclass(frozen=True)
+class _Document:
+    values: dict[str, Any]
+    text: str  # as it could be read: lines with syntax errors are blank
+
+
+def _parse(text: str, file: str) -> tuple[_Document | None, list[InputError]]:
+    """What can be read of ``text``, and its syntax errors. No document: nothing sensible can be said about the rest."""
+    errors: list[InputError] = []
+
+    def bad(
+        message: str,
+        *,
+        line: int = 0,
+        column: int = 0,
+        key: str = "",
+        found: str = "",
+        allowed: str = "",
+        remedy: str = "",
+    ) -> None:
+        errors.append(InputError(file, line, key, found, allowed, "", message, column, remedy))
+
+    if len(text) > MAX_BYTES:
+        bad("it is too large", allowed=f"{MAX_BYTES >> 20} MiB at most")
+        return None, errors
+    # tomllib's time for a dotted key grows with the square of its parts.
+    if re.search(rf"(?:[^\n.]*\.){{{_MAX_KEY_PARTS}}}", text):
+        line, parts = toml_positions.longest_key(text)
+        if parts > _MAX_KEY_PARTS:
+            bad("a key with too many parts", line=line, found=f"{parts} parts", allowed=f"{_MAX_KEY_PARTS} at most")
+            return None, errors
+    lines = text.split("\n")
+    header_lost = False
+    for _ in range(_MAX_ROUNDS if len(text) <= _MAX_RETRIED else 1):
+        current = "\n".join(lines)
+        try:
+            return (None if header_lost else _Document(tomllib.loads(current, parse_float=_decimal), current)), errors
+        except RecursionError:
+            bad(
+                "nested too deeply",
+                line=toml_positions.deepest(current),
+                remedy="a session file needs five levels at most",
+            )
+            return None, errors
+        except tomllib.TOMLDecodeError as error:
+            message, line, column = _reason(error)
+            if header_lost and message.startswith("Cannot "):
+                break  # keys of the lost table, seen as another's
+            if not 1 <= line <= len(lines):
+                line = _last_line(lines)
+                if not errors:
+                    bad(f"{message} at the end of the file", line=line, remedy=_remedy(message, ""))
+                break
+            written = lines[line - 1]
+            bad(
+                _plain(message), line=line, column=column, key=_key_of(written),
+                found=_shown_text(written.strip()), allowed=_allowed(message), remedy=_remedy(message, written),
+            )  # fmt: skip
+            if not written.strip() or written.lstrip().startswith("#"):
+                break  # no progress
+            header_lost = header_lost or written.lstrip().startswith("[")
+            lines[line - 1] = ""
+        except ValueError as error:
+            line = toml_positions.long_integer(current, 4000)
+            bad(
+                f"a number that cannot be read: {error}"[:200] if not line else "a number with too many digits",
+                line=line,
+            )
+            return None, errors
+    return None, errors
+
+
+def _decimal(text: str) -> Decimal:
+    """A float as it is written, exactly; with so many digits that nobody means it, not a number."""
+    return Decimal(text) if len(text) <= 100 else Decimal("NaN")
+
+
+_AT = re.compile(r"(?P<message>.*?) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)\Z", re.DOTALL)
+
+
+def _reason(error: tomllib.TOMLDecodeError) -> tuple[str, int, int]:
+    """tomllib's message, and the line and column (from 1; 0 at the end of the document) in it."""
+    found = _AT.match(str(error))
+    if found is None:
+        return str(error), 0, 0
+    return found["message"], int(found["line"] or 0), int(found["column"] or 0)
+
+
+def _plain(message: str) -> str:
+    if message.startswith("Illegal character '\\n'"):
+        return "the text is not closed on its line"
+    if message.startswith("Illegal character '\\r'"):
+        return "a carriage return in the middle of a line"
+    if message.startswith("Cannot overwrite"):
+        return "this key has a value already"
+    if message.startswith("Cannot declare"):
+        return "this section is there already"
+    if message.startswith("Expected newline or end of document"):
+        return "something follows the value"
+    return message[:1].lower() + message[1:200]
+
+
+def _allowed(message: str) -> str:
+    if message.startswith(("Invalid value", "Expected newline or end of document")):
+        return '"text" in quotes, a number, true or false, a [list], a { table }'
+    if message.startswith(("Invalid statement", "Expected '='", "Invalid initial character for a key")):
+        return "key = value, [section], [[vm]], # comment"
+    return ""
+
+
+def _remedy(message: str, written: str) -> str:
+    if message.startswith(("Invalid value", "Expected newline or end of document")):
+        found = re.fullmatch(r"\s*([A-Za-z0-9_.-]+)\s*=\s*([^\"'\[{#\s][^\"'#]*?)\s*(#.*)?", written)
+        if found:
+            value = found[2]
+            if value.lower() in ("true", "false", "yes", "no", "on", "off"):
+                return f"write {'true' if value.lower() in ('true', 'yes', 'on') else 'false'}"
+            return f'write {found[1]} = "{value[:60]}"'
+    if message.startswith(("Illegal character '\\n'", "Unterminated string", 'Expected "\'"')):
+        return "close the quotes; text of several lines goes into three of them"
+    if message.startswith(("Unclosed array", "Unclosed inline table")):
+        return "close the bracket"
+    if message.startswith("Cannot overwrite"):
+        return "remove one of the two"
+    if message.startswith("Cannot declare"):
+        return "each [section] once; for one more VM group, begin with [[vm]]"
+    return ""
+
+
+def _key_of(line: str) -> str:
+    found = re.match(r"\s*([A-Za-z0-9_.-]{1,80})\s*=", line)
+    return found[1] if found else ""
+
+
+def _last_line(lines: list[str]) -> int:
+    return max((i for i, line in enumerate(lines, 1) if line.strip()), default=1)
+
+
+# ---------------------------------------------------------------- what the model says
+
+
+class _Places:
+    """Positions in a text, looked up only once there is an error."""
+
+    def __init__(self, text: str) -> None:
+        self._positions = toml_positions.positions(text)
+
+    def of(self, loc: Loc) -> tuple[Position | None, bool]:
+        """The position of ``loc``, or of the nearest thing around it; and whether it is ``loc`` itself."""
+        for length in range(len(loc), 0, -1):
+            if loc[:length] in self._positions:
+                return self._positions[loc[:length]], length == len(loc)
+        return None, False
+
+
+def _translate(detail: ErrorDetails, model: type[BaseModel], file: str, places: _Places) -> InputError:
+    loc: Loc = detail["loc"]
+    context = detail.get("ctx", {})
+    kind = detail["type"]
+    found = shown(detail["input"])
+    position, exact = places.of(loc)
+    line = position.line if position else 1
+    column = position.column if position else 0
+    message, allowed, near, remedy = detail["msg"], "", "", ""
+    if kind == KIND:
+        message, allowed, near, remedy = (str(context[k]) for k in ("message", "allowed", "nearest", "remedy"))
+        if context["missing"]:
+            found = ""
+        if position and exact and context["missing"] is False:
+            line, column = position.value_line, position.value_column
+            column += _offset(position, context["column"])
+    elif kind == "extra_forbidden":
+        keys = _keys(_model_at(model, loc[:-1]))
+        near = nearest(loc[-1], keys)
+        message, allowed, found = "unknown key", ", ".join(keys), ""
+        home = "" if near else _home(model, str(loc[-1]))
+        remedy = f"`{loc[-1]}` belongs into {home}" if home else "" if near else "remove it"
+    elif kind == "missing":
+        message, allowed, found = f"{loc[-1]} is missing", _description(_model_at(model, loc[:-1]), str(loc[-1])), ""
+        remedy = f"add `{loc[-1]} = ...` here"
+        if loc == ("schema",):
+            remedy = "begin the file with `schema = 1`"
+    else:
+        if position and exact:
+            line, column = position.value_line, position.value_column
+        message, allowed, remedy = _builtin(kind, detail, loc)
+        if kind == "literal_error":
+            near = nearest(detail["input"], re.findall(r"'([^']*)'", allowed))
+            allowed = re.sub(r"'([^']*)'", r'"\1"', allowed)
+    return InputError(file, line, key_path(loc), found, allowed, near, message, column, remedy)
+
+
+def _builtin(kind: str, detail: ErrorDetails, loc: Loc) -> tuple[str, str, str]:
+    """Message, what is allowed, and remedy for an error of pydantic's own."""
+    context = detail.get("ctx", {})
+    name = str(next((part for part in reversed(loc) if isinstance(part, str)), ""))
+    if kind == "literal_error":
+        return "not one of the words it can be", str(context["expected"]), ""
+    if kind == "greater_than_equal":
+        return "too small", f"{context['ge']} or more", ""
+    if kind == "less_than_equal":
+        return "too large", f"{context['le']} or less", ""
+    if kind in ("tuple_type", "list_type"):
+        table = isinstance(detail["input"], dict)
+        return (
+            "not a list",
+            f"[[{name}]] sections" if table else "a list: [ ... ]",
+            f"write [[{name}]] with two brackets" if table else "",
+        )
+    if kind in ("model_type", "model_attributes_type", "dict_type"):
+        tables = isinstance(detail["input"], list) and isinstance(loc[-1] if loc else 0, str)
+        return (
+            "not a section",
+            f"a section [{name}], or {name} = {{ ... }}",
+            f"write [{name}] with one bracket" if tables else "",
+        )
+    if kind == "finite_number":
+        return "not a number", "a number", ""
+    if kind in ("string_type", "string_pattern_mismatch"):
+        return "not a text of that form", str(context.get("pattern", 'text in quotes, such as "text"')), ""
+    return str(detail["msg"]), "", ""
+
+
+def _offset(position: Position, column: object) -> int:
+    """How far into its value an error stands, if that can be told from the value's text."""
+    if not isinstance(column, int) or position.string is None:
+        return 0
+    if position.string.startswith(('"""', "'''")) or "\\" in position.string:
+        return 0
+    return column + 1
+
+
+def key_path(loc: Loc) -> str:
+    """A place as people write it: ``vm[0].resources.memory``."""
+    out = ""
+    for part in loc:
+        if isinstance(part, int):
+            out += f"[{part}]"
+        else:
+            name = part if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", part) else _shown_text(part, 60)
+            out += f".{name}" if out else name
+    return out
+
+
+def shown(value: object) -> str:
+    """A value for a message: short, whatever it is."""
+    if isinstance(value, str):
+        return _shown_text(value)
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int):
+        return str(value) if value.bit_length() < 200 else "a very large number"
+    if isinstance(value, float | Decimal):
+        return str(value)[:60]
+    if isinstance(value, dict):
+        return "a table" + (f" with {', '.join(key_path((str(k),)) for k in list(value)[:4])}" if value else "")
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return "nothing" if value is None else str(value)[:60]
+
+
+def _shown_text(text: str, limit: int = 80) -> str:
+    quoted = repr(text[:limit])
+    quoted = '"' + quoted[1:-1].replace('"', '\\"') + '"' if quoted[0] == "'" else quoted
+    return quoted if len(text) <= limit else quoted[:-1] + '..."'
+
+
+# ---------------------------------------------------------------- the model's shape
+
+
+def _inner_model(annotation: Any) -> type[BaseModel] | None:
+    """The model that a field holds, alone, optional or in a tuple."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    if typing.get_origin(annotation) in (tuple, list, typing.Union, types.UnionType, typing.Annotated):
+        for argument in typing.get_args(annotation):
+            found = _inner_model(argument)
+            if found is not None:
+                return found
+    return None
+
+
+def fields_of(model: type[BaseModel]) -> dict[str, Any]:
+    """The fields of a model by the names that files use."""
+    return {info.alias or name: info for name, info in model.model_fields.items()}
+
+
+def inner_models(model: type[BaseModel]) -> dict[str, tuple[type[BaseModel], bool]]:
+    """The models that a model's fields hold, by key, and whether a field holds many."""
+    out = {}
+    for name, info in fields_of(model).items():
+        inner = _inner_model(info.annotation)
+        if inner is not None:
+            out[name] = (inner, typing.get_origin(info.annotation) is tuple)
+    return out
+
+
+def _model_at(model: type[BaseModel], loc: Loc) -> type[BaseModel] | None:
+    current: type[BaseModel] | None = model
+    for part in loc:
+        if isinstance(part, int):
+            continue
+        if current is None:
+            return None
+        current = inner_models(current).get(part, (None, False))[0]
+    return current
+
+
+def _keys(model: type[BaseModel] | None) -> list[str]:
+    return [] if model is None else list(fields_of(model))
+
+
+def _description(model: type[BaseModel] | None, key: str) -> str:
+    info = None if model is None else fields_of(model).get(key)
+    return "" if info is None else str(info.description or "")
+
+
+def _home(model: type[BaseModel], key: str, prefix: str = "") -> str:
+    """The section, as it is written, in which ``key`` is known; "" if in none."""
+    for name, (inner, many) in inner_models(model).items():
+        path = f"{prefix}{name}"
+        if key in fields_of(inner):
+            return f"[[{path}]]" if many else f"[{path}]"
+        home = _home(inner, key, f"{path}.")
+        if home:
+            return home
+    return ""
