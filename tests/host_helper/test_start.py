@@ -1,0 +1,178 @@
+"""Starting a helper: any login shell, any Python from 3.9, noise before it, and nothing left after it."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.host_helper.peer import further_channel, running_helper, transfer
+from tests.support import eventually
+from xenoshell.fleet.bundle import bundle, stub
+from xenoshell.wire import frames
+
+
+def pythons() -> list[str]:
+    """Every Python from 3.9 to 3.13 there is here, by version."""
+    found = {}
+    candidates = [*Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"), *map(Path, ["/usr/bin/python3"])]
+    for path in candidates:
+        if path.exists():
+            out = subprocess.run([path, "-c", "import sys;print(sys.version_info[:2])"], capture_output=True, text=True)
+            if match := re.match(r"\((\d+), (\d+)\)", out.stdout):
+                version = (int(match[1]), int(match[2]))
+                if (3, 9) <= version <= (3, 13):
+                    found[version] = str(path)
+    return [found[v] for v in sorted(found)]
+
+
+@pytest.mark.parametrize("python", pythons())
+def test_every_python_from_3_9_runs_the_helper_and_takes_a_blob(python: str, tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s", python) as helper:
+        facts = helper.hello()
+        assert facts.python in subprocess.run([python, "-V"], capture_output=True, text=True).stdout
+        codec = facts.codecs[0]
+        digest = transfer(helper, os.urandom(5000) + bytes(1 << 20) + b"end", codec)
+        assert (tmp_path / "s/blobs" / digest).stat().st_mode & 0o777 == 0o444
+        assert helper.end() == 0
+
+
+def test_the_stub_means_the_same_in_sh_csh_and_fish() -> None:
+    command = stub(bundle(), os.urandom(16), "/srv/it's $HOME! \\ \n")
+    quoted = re.fullmatch(r"exec python3 -I -S -c '([^']*)' helper [0-9a-f]{32} [0-9a-f]{16} [0-9a-f]+", command)
+    assert quoted
+    assert not set("\n!\\$`'") & set(quoted[1])
+    assert len(command) < 1000
+
+
+@pytest.mark.parametrize("shell", ["dash", "bash", "csh", "tcsh", "fish", "zsh", "busybox"])
+def test_login_shells_run_the_stub(shell: str, tmp_path: Path) -> None:
+    program = shutil.which(shell)
+    if program is None:
+        pytest.skip(f"no {shell} here")
+    words = (program, "sh", "-c") if shell == "busybox" else (program, "-c")
+    with running_helper(tmp_path / "s p'a$c e", shell=words) as helper:
+        assert helper.hello().state_dir == str(tmp_path / "s p'a$c e")
+
+
+def test_the_bundle_fits_in_the_first_two_flights_of_a_tcp_connection() -> None:
+    assert len(bundle().packed) < 48_000
+
+
+def test_what_a_login_script_prints_is_skipped(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s", before="head -c 40000 /dev/zero; echo XS welcome; ") as helper:
+        assert helper.hello().channel
+        assert helper.noise.endswith(b"XS welcome\n")
+
+
+def test_requests_may_follow_the_bundle_at_once_and_byte_by_byte(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s", send_bundle=False) as helper:
+        for byte in bundle().packed + frames.pack(frames.REQUEST, 7, b'{"verb":"vm.list"}'):
+            helper.write(bytes([byte]))
+        helper.hello()
+        assert helper.answer(7) == (frames.RESPONSE, {"vms": []})
+
+
+def test_a_damaged_bundle_is_not_run(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s", send_bundle=False, stderr=subprocess.PIPE) as helper:
+        helper.write(bytes(len(bundle().packed)))
+        assert helper.process.wait(10) == 1
+        assert helper.process.stderr and b"arrived damaged" in helper.process.stderr.read()
+    assert not (tmp_path / "s").exists()
+
+
+def test_an_end_of_input_within_the_bundle_ends_the_stub(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s", send_bundle=False) as helper:
+        helper.write(bundle().packed[:100])
+        assert helper.end() == 3
+
+
+def test_an_old_python_says_so(tmp_path: Path) -> None:
+    old = [p for v in ("3.6.15", "3.7.16", "3.8.18") if (p := Path(f"~/.pyenv/versions/{v}/bin/python3").expanduser()).exists()]
+    if not old:
+        pytest.skip("no old Python here")
+    for python in old:
+        with running_helper(tmp_path / "s", str(python), send_bundle=False, stderr=subprocess.PIPE) as helper:
+            assert helper.process.wait(10) == 1
+            assert helper.process.stderr and b"python3 >= 3.9 is needed" in helper.process.stderr.read()
+
+
+def test_a_helper_that_ends_leaves_no_socket_and_one_that_was_killed_is_cleaned_up_after(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s") as first:
+        killed = Path(first.hello().channel)
+        first.process.kill()
+        first.process.wait(10)
+        assert killed.exists()
+    with running_helper(tmp_path / "s") as second:
+        ended = Path(second.hello().channel)
+        assert not killed.parent.exists()
+        assert ended.exists() and len(str(ended)) < 100
+        assert ended.stat().st_mode & 0o777 == 0o600 and ended.parent.stat().st_mode & 0o777 == 0o700
+        assert second.end() == 0
+    assert not ended.parent.exists()
+
+
+def test_a_signal_ends_it_cleanly(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s") as helper:
+        path = Path(helper.hello().channel)
+        helper.process.send_signal(signal.SIGTERM)
+        assert helper.process.wait(10) == 0
+        assert not path.parent.exists()
+
+
+def test_the_end_of_the_connection_ends_the_further_channels(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s") as helper, further_channel(helper.hello()) as channel:
+        assert channel.request("vm.list") == {"vms": []}
+        assert helper.end() == 0
+        assert channel.next() is None
+
+
+def test_the_state_directory_is_private_and_may_not_be_somebody_elses(tmp_path: Path) -> None:
+    (tmp_path / "s").mkdir(mode=0o755)
+    with running_helper(tmp_path / "s") as helper:
+        helper.hello()
+        assert (tmp_path / "s").stat().st_mode & 0o777 == 0o700
+    if os.geteuid() == 0:
+        os.chown(tmp_path / "s", 12345, 12345)
+        with running_helper(tmp_path / "s") as helper:
+            type_, error = helper.answer(0)
+            assert type_ == frames.ERROR and "does not belong" in error["message"] or "belongs to user" in error["message"]
+
+
+def test_a_further_helper_starts_fast(tmp_path: Path) -> None:
+    for _ in range(2):
+        with running_helper(tmp_path / "s", "/usr/bin/python3") as helper:
+            helper.hello()
+            fields = Path(f"/proc/{helper.process.pid}/stat").read_text().rpartition(")")[2].split()
+            cpu = (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    assert cpu < 0.2  # 0.06 on an idle machine
+
+
+def test_the_bundle_is_stored_for_supervisors_and_runs_from_there(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s") as helper:
+        helper.hello()
+    (library,) = (tmp_path / "s/lib").iterdir()
+    assert library.name == f"xenoshell-{bundle().sha256[:16]}.py"
+    done = subprocess.run(["python3", "-I", "-S", library, "supervise"], capture_output=True, text=True)
+    assert done.returncode == 2 and "usage:" in done.stderr
+    done = subprocess.run(["python3", "-I", "-S", library, "sweep", str(tmp_path / "s")], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_tracebacks_from_the_bundle_show_true_lines(tmp_path: Path) -> None:
+    """What a person sees of a defect on a host points into this repository's files."""
+    with running_helper(tmp_path / "s") as helper:
+        helper.hello()
+        shutil.rmtree(tmp_path / "s/blobs")
+        error = helper.refused("facts")
+        assert error["cause"] == "internal"
+        file, line = re.findall(r'File "<bundle>/(xenoshell/host/store\.py)", line (\d+)', error["message"])[-1]
+        source = Path(__file__).parents[2].joinpath(file).read_text().splitlines()[int(line) - 1]
+        assert source.strip() in error["message"]
+        assert "os.listdir" in source
+    eventually(lambda: not list(Path("/tmp").glob(f"xenoshell-{os.geteuid()}-{helper.process.pid}-*")))
