@@ -108,23 +108,5 @@ def price_per_hour(host: Host, need: Need) -> Decimal:
 
 
 def view(host: Host, known: Known, need: Need) -> HostView:
-    """The host as `where` looks at it, for one VM of ``need``. What the owner declared goes before what was probed."""
-    facts = known.facts
-    declared = host.resources
-    memory = declared.memory if declared.memory is not None else facts.memory_mib * MIB if facts else None
-    disk = declared.disk if declared.disk is not None else facts.disk_free_mib * MIB if facts else None
-    vcpus = declared.cpus if declared.cpus is not None else facts.cpus if facts else None
-    return HostView(
-        name=host.name,
-        labels=host.labels,
-        region=host.place.region or None,
-        country=host.place.country or None,
-        city=host.place.city or None,
-        rtt_ms=known.rtt_ms,
-        vcpus=vcpus,
-        memory=memory,
-        disk=disk,
-        price_per_hour=price_per_hour(host, need),
-        accel=None if facts is None else "kvm" if facts.kvm in ("usable", "unproven") else "tcg",
-        arch=facts.arch if facts else None,
-    )
+    """The host as `where` looks at it, for one VM of ``need``."""
+    return host.view(facts=known.facts, rtt_ms=known.rtt_ms, price_per_hour=price_per_hour(host, need))

@@ -181,7 +181,7 @@ class _Placer:
             # Those of this session that the file still has are counted by what the file asks for.
             if not (s.session_id == self.session_id and s.name in names)
         ]
-        cpus = declared.cpus if declared.cpus is not None else facts.cpus if facts else None
+        cpus = min((n for n in (declared.cpus, facts.cpus if facts else None) if n is not None), default=None)
         running = [s for s in others if s.state not in IDLE]
         return _Room(
             vcpus=None if cpus is None else cpus - sum(s.vcpus for s in running),

@@ -182,6 +182,31 @@ def quote(
     )
 
 
+def budget_seconds(quote: Quote, kept: Mapping[str, float]) -> float:
+    """Seconds that each *new* VM may run so that the session never costs more than max_total; 0 without such a limit.
+
+    ``kept``: VM -> the seconds that its host enforces already, for VMs that stay; what those may still spend is taken
+    off first. (Time is rounded down, so the total is never passed.) Raises `Failure` (over-budget) if nothing is left.
+    """
+    if quote.hours is None or quote.budget is None or quote.budget.max_total is None:
+        return 0.0
+    bound = {vm: s for vm, s in kept.items() if s > 0}
+    rates = {vm.vm: vm.per_hour for vm in quote.vms}
+    spent = sum((rates[vm] * Decimal(str(s)) / 3600 for vm, s in bound.items() if vm in rates), ZERO)
+    left = quote.budget.max_total - sum((a for _, a in quote.transfer.each), ZERO) - spent
+    rate = sum((r for vm, r in rates.items() if vm not in bound), ZERO)
+    if not rate:
+        return 0.0
+    seconds = float((left / rate * 3600).to_integral_value(ROUND_DOWN))
+    if seconds < 1:
+        raise Failure(
+            "over-budget",
+            "the VMs that are there already may spend all of budget.max_total: nothing is left for new ones",
+            "raise budget.max_total, or destroy VMs that are not needed",
+        )
+    return seconds
+
+
 def _host_quote(host: Host, known: Known, vms: Sequence[tuple[str, Need, bool]]) -> HostQuote:
     price = host.price
     held = frozenset(known.facts.blobs) if known.facts else frozenset()
