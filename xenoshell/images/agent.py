@@ -1,7 +1,7 @@
 """The first-boot agent of templates that have no cloud-init: runs the seed disk's script, once per instance.
 
-The seed (see `xenoshell.images.seed`) is an ISO 9660 disk with the volume name ``cidata``; its ``xenoshell.sh`` does the
-same as its ``user-data``. Whatever goes wrong is said on the console and never stops the boot.
+The seed (see `xenoshell.images.seed`) is an ISO 9660 disk with the volume name ``cidata``; its ``xenoshell.sh`` does
+the same as its ``user-data``. Whatever goes wrong is said on the console and never stops the boot.
 """
 
 from __future__ import annotations

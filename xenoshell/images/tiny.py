@@ -216,6 +216,8 @@ def populate(tree: Path, busybox: Path) -> None:
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(text)
         (tree / path).chmod(mode)
+    for directory in tree.rglob("*/"):
+        directory.chmod(0o755)  # whatever the umask
     (tree / "tmp").chmod(0o1777)
     for private in ("root", "root/.ssh", "etc/dropbear"):
         (tree / private).chmod(0o700)
