@@ -23,3 +23,9 @@ def clean(text: object, limit: int = 2000) -> str:
     """
     line = str(text).translate(_UNSAFE).strip()
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+def clean_lines(text: object) -> str:
+    """The same for a text of several lines: they stay lines, with the blanks that indent them."""
+    lines = str(text).splitlines()
+    return "\n".join(" " * (len(line) - len(line.lstrip(" "))) + clean(line) for line in lines)

@@ -1,0 +1,100 @@
+"""First steps: the demonstration, the lab, and what this machine has and lacks."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .command import Cli, command, group
+from .common import count
+from .output import Cell
+
+if TYPE_CHECKING:
+    from ..lab import HostStatus
+
+SECTION = "First steps"
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family to ``app``."""
+    lab = group("XenoServers on this very machine: real sshd, real QEMU.")
+    app.add_typer(lab, name="lab", rich_help_panel=SECTION)
+    command(lab, "up")(lab_up)
+    command(lab, "status")(lab_status)
+    command(lab, "down")(lab_down)
+
+
+def lab_up(
+    cli: Cli,
+    hosts: Annotated[int, typer.Option(metavar="N", help="How many XenoServers, at least.")] = 3,
+    wan: Annotated[
+        str | None,
+        typer.Option(
+            metavar="PROFILE", help="Put a slow, far link before each: a name, or rtt=150ms,up=20mbit; or none."
+        ),
+    ] = None,
+) -> None:
+    """Start XenoServers on this machine and enter them in the inventory."""
+    from .. import lab
+
+    made = lab.up(cli.paths, hosts, wan)
+    _show(cli, lab.status(cli.paths))
+    cli.out.note(f"{count(len(made.hosts), 'host')} up; they are in `xenoshell hosts list` until `xenoshell lab down`")
+
+
+def lab_status(cli: Cli) -> None:
+    """Which lab hosts run, and where."""
+    from .. import lab
+
+    hosts = lab.status(cli.paths)
+    _show(cli, hosts)
+    if not hosts:
+        cli.out.note("no lab is up; `xenoshell lab up` starts one")
+
+
+def lab_down(cli: Cli) -> None:
+    """Stop the lab and remove every process, port and file of it."""
+    from .. import lab
+
+    hosts = lab.status(cli.paths)
+    if vms := sum(host.vms for host in hosts):
+        cli.confirm(f"destroys {count(vms, 'VM')} on {count(sum(h.vms > 0 for h in hosts), 'host')} of the lab")
+    number = lab.down(cli.paths)
+    if cli.out.json:
+        cli.out.document({"hosts": number, "vms": vms})
+    cli.out.note(f"{count(number, 'host')} taken down" if number else "no lab is up")
+
+
+def _show(cli: Cli, hosts: tuple[HostStatus, ...]) -> None:
+    if cli.out.json:
+        cli.out.document(
+            [
+                {
+                    "host": h.name,
+                    "port": h.port,
+                    "up": h.server and h.relay is not False,
+                    "wan": h.wan,
+                    "vms": h.vms,
+                    "city": h.place.city,
+                    "country": h.place.country,
+                    "region": h.place.region,
+                }
+                for h in hosts
+            ]
+        )
+    elif hosts:
+        cli.out.table(
+            ("HOST", "PLACE", "PORT", "STATE", "LINK", "VMS"),
+            [
+                (
+                    h.name,
+                    f"{h.place.city}, {h.place.region}",
+                    Cell(str(h.port), right=True),
+                    Cell("up", "good") if h.server and h.relay is not False else Cell("down", "bad"),
+                    h.wan or "local",
+                    Cell(str(h.vms), right=True),
+                )
+                for h in hosts
+            ],
+        )

@@ -1,0 +1,144 @@
+"""The inventory: hosts, their keys, their health."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from ..errors import BadInput
+from .command import Cli, command, group
+from .common import count, inventory
+from .output import Cell
+
+if TYPE_CHECKING:
+    from ..fleet.inventory import Host
+
+Name = Annotated[str, typer.Argument(metavar="NAME", help="A host of the inventory.")]
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family to ``app``."""
+    hosts = group("The machines that run VMs for you, reached over SSH.")
+    app.add_typer(hosts, name="hosts", rich_help_panel="Hosts and images")
+    command(hosts, "list")(hosts_list)
+    command(hosts, "add")(hosts_add)
+    command(hosts, "remove")(hosts_remove)
+
+
+def hosts_list(cli: Cli) -> None:
+    """All hosts: place, what they offer, what they charge. Asks no host."""
+    from ..units import human_size
+
+    hosts = inventory(cli.paths).hosts
+    lab = _lab_names(cli)
+    if cli.out.json:
+        cli.out.document(
+            [h.model_dump(mode="json", exclude_none=True) | {"lab": h.name in lab} for h in hosts],
+        )
+        return
+    if not hosts:
+        cli.out.note(
+            "no hosts yet: `xenoshell hosts add NAME USER@HOST`, or `xenoshell lab up` for some on this machine"
+        )
+        return
+    cli.out.table(
+        ("HOST", "SSH", "PLACE", "CPUS", "MEMORY", "DISK", "VCPU/H", "GIB/H", "DISK GIB/H", "", "LABELS"),
+        [
+            (
+                h.name,
+                h.ssh + (" (lab)" if h.name in lab else ""),
+                place_of(h),
+                Cell(str(h.resources.cpus or ""), right=True),
+                Cell(human_size(h.resources.memory) if h.resources.memory else "", right=True),
+                Cell(human_size(h.resources.disk) if h.resources.disk else "", right=True),
+                Cell(f"{h.price.vcpu_hour.normalize():f}", right=True),
+                Cell(f"{h.price.memory_gib_hour.normalize():f}", right=True),
+                Cell(f"{h.price.disk_gib_hour.normalize():f}", right=True),
+                "free" if h.price.free else h.price.currency,
+                " ".join(f"{k}={v}" for k, v in h.labels.items()),
+            )
+            for h in hosts
+        ],
+    )
+
+
+def place_of(host: Host) -> str:
+    """City, country and region, as far as they are known."""
+    return ", ".join(part for part in (host.place.city, host.place.country, host.place.region) if part)
+
+
+def hosts_add(
+    cli: Cli,
+    *,
+    name: Annotated[str, typer.Argument(metavar="NAME", help="What you call it.")],
+    ssh: Annotated[str, typer.Argument(metavar="SSH-TARGET", help="[user@]host[:port], or an alias of ssh_config.")],
+    region: Annotated[str | None, typer.Option(help="A region of your own choosing, such as eu.")] = None,
+    country: Annotated[str | None, typer.Option(help="Country, such as NL.")] = None,
+    city: Annotated[str | None, typer.Option(help="City.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label for `where`; repeatable.")
+    ] = None,
+) -> None:
+    """Enter a host. Prices and the rest can be edited in hosts.toml afterwards."""
+    from pydantic import ValidationError
+
+    from ..fleet.inventory import Host, add_host
+
+    labels = {}
+    for text in label or ():
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise BadInput(f"--label: found {text!r}; write KEY=VALUE, such as tier=edge")
+        labels[key] = value
+    place = {k: v for k, v in (("region", region), ("country", country), ("city", city)) if v is not None}
+    if any(host.name == name for host in inventory(cli.paths).hosts):
+        raise BadInput(f"a host is called {name} already", "choose another name, or remove that one first")
+    try:
+        host = Host.model_validate({"name": name, "ssh": ssh, "place": place, "labels": labels})
+    except ValidationError as error:
+        raise _as_bad_input(error) from None
+    add_host(cli.paths.hosts_file, host)
+    if cli.out.json:
+        cli.out.document(host)
+    cli.out.note(
+        f"{name} is in {cli.paths.hosts_file}; next: `xenoshell hosts trust {name}`, `xenoshell hosts check {name}`"
+    )
+
+
+def hosts_remove(cli: Cli, name: Name) -> None:
+    """Take a host out of the inventory. Its VMs are not touched."""
+    from ..deploy.record import SessionStore
+    from ..fleet.inventory import remove_host
+
+    if name in _lab_names(cli):
+        raise BadInput(f"{name} is a host of the lab", "`xenoshell lab down` removes the lab")
+    inventory(cli.paths).get(name)
+    store = SessionStore(cli.paths.sessions)
+    used = {s: sum(vm.host == name for vm in store.load(s).vms.values()) for s in store.names()}
+    used = {session: number for session, number in used.items() if number}
+    if used:
+        vms, sessions = count(sum(used.values()), "VM"), ", ".join(used)
+        cli.confirm(f"leaves {vms} on {name} to themselves ({sessions}): they go on, out of xenoshell's reach")
+    remove_host(cli.paths.hosts_file, name)
+    if cli.out.json:
+        cli.out.document({"removed": name, "vms_left": used})
+    cli.out.note(f"{name} is no longer in {cli.paths.hosts_file}")
+
+
+def _lab_names(cli: Cli) -> frozenset[str]:
+    from ..fleet.inventory import load_inventory
+
+    return frozenset(load_inventory(cli.paths.lab / "hosts.toml").names())
+
+
+def _as_bad_input(error: Exception) -> BadInput:
+    """What pydantic says about arguments, without its own words about models."""
+    from pydantic import ValidationError
+
+    parts = []
+    for each in error.errors(include_url=False) if isinstance(error, ValidationError) else ():
+        allowed = each.get("ctx", {}).get("allowed")
+        where = ".".join(str(part) for part in each["loc"])
+        parts.append(f"{where}: {each['msg']}; found {each['input']!r}" + (f"; allowed: {allowed}" if allowed else ""))
+    return BadInput("; ".join(parts) or str(error))

@@ -1,0 +1,127 @@
+"""What the commands print: data on stdout, narration on stderr."""
+
+from __future__ import annotations
+
+import json as json_module
+import os
+import sys
+import unicodedata
+from collections.abc import Sequence
+from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any, Final, TextIO
+
+from ..console.clean import clean
+from ..wire.codec import encode
+
+#: SGR codes by role, used where no theme has a say: plain tables and lines of a terminal.
+_ROLES: Final = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1"}
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of a table: its text and the role that colours it (good, bad, warn, dim) on a terminal."""
+
+    text: str
+    role: str = ""
+    right: bool = False
+
+
+def colours(stream: TextIO) -> bool:
+    """Whether ``stream`` takes colours: a terminal that is not dumb, and NO_COLOR is not set (https://no-color.org)."""
+    return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+@dataclass(frozen=True)
+class Output:
+    """The two streams of a command, as its options want them."""
+
+    json: bool
+    plain: bool
+    quiet: bool
+    verbose: bool
+
+    @property
+    def coloured(self) -> bool:
+        return not self.plain and not self.json and colours(sys.stdout)
+
+    @property
+    def live(self) -> bool:
+        """Whether a moving display is wanted: a terminal, and neither --plain nor --json nor --quiet."""
+        return not (self.plain or self.json or self.quiet) and sys.stdout.isatty() and os.environ.get("TERM") != "dumb"
+
+    def data(self, text: str = "") -> None:
+        """A line of data. What comes from a host in it must have passed `clean`."""
+        sys.stdout.write(text + "\n")
+
+    def document(self, value: Any) -> None:
+        """The one JSON document of a command."""
+        sys.stdout.write(json_module.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+    def line(self, value: Any) -> None:
+        """One JSON object on a line of its own, at once."""
+        sys.stdout.write(json_module.dumps(jsonable(value), ensure_ascii=False, allow_nan=False) + "\n")
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Narration; --quiet silences it."""
+        if not self.quiet:
+            self.warn(text)
+
+    def detail(self, text: str) -> None:
+        """Narration that only --verbose wants."""
+        if self.verbose:
+            self.warn(text)
+
+    def warn(self, text: str) -> None:
+        """Narration that nothing silences."""
+        sys.stdout.flush()
+        sys.stderr.write(text + "\n")
+        sys.stderr.flush()
+
+    def paint(self, text: str, role: str) -> str:
+        """``text`` in the colour of ``role`` where stdout takes colours."""
+        return f"\x1b[{_ROLES[role]}m{text}\x1b[0m" if role and self.coloured else text
+
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> None:
+        """Aligned columns without lines, two blanks apart; over right-aligned cells the head is at the right."""
+        cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
+        cells = [[Cell(clean(c.text), c.role, c.right) for c in row] for row in cells]
+        widths = [max([width(h), *(width(row[i].text) for row in cells)]) for i, h in enumerate(head)]
+        rights = [any(row[i].right for row in cells) for i in range(len(head))]
+        self.data(self._row([Cell(h, "head", r) for h, r in zip(head, rights, strict=True)], widths))
+        for row in cells:
+            self.data(self._row(row, widths))
+
+    def _row(self, row: Sequence[Cell], widths: Sequence[int]) -> str:
+        parts = []
+        for index, (cell, wide) in enumerate(zip(row, widths, strict=True)):
+            gap = " " * (wide - width(cell.text))
+            text = self.paint(cell.text, cell.role) if cell.text else ""
+            last = index == len(widths) - 1
+            parts.append(gap + text if cell.right else text + ("" if last else gap))
+        return "  ".join(parts).rstrip()
+
+
+def jsonable(value: Any) -> Any:
+    """``value`` as JSON: dataclasses, pydantic models, mappings, sequences; exact decimals become text."""
+    if isinstance(value, Decimal):
+        return format(value, "f")
+    if hasattr(value, "to_json"):
+        return jsonable(value.to_json())
+    if hasattr(value, "model_dump"):
+        return value.model_dump(mode="json", by_alias=True, exclude_none=True)
+    if hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        return {name: jsonable(getattr(value, name)) for name in value.__dataclass_fields__}
+    if isinstance(value, dict):
+        return {str(k): jsonable(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple, set, frozenset)):
+        return [jsonable(v) for v in value]
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(encode(value))
+
+
+def width(text: str) -> int:
+    """Terminal columns of ``text``: wide East Asian characters take two, combining marks none."""
+    if text.isascii():
+        return len(text)
+    return sum(0 if unicodedata.combining(c) else 2 if unicodedata.east_asian_width(c) in "WF" else 1 for c in text)
