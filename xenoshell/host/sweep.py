@@ -1,51 +1,63 @@
-"""Removes every VM of a state directory, whatever state it and its supervisor are in: for a lab that is taken down."""
+"""Remove every VM of a state directory with all its processes, and the directory: after a crash of anything, too."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import sys
-import threading
 import time
 from typing import List
 
 from xenoshell.host import proc
-from xenoshell.host.vmdir import VmDir, list_vms, tidy
+from xenoshell.host.proc import Process
 
-_DEADLINE_S = 20.0
-
-
-def processes_of(path: str) -> List[proc.Process]:
-    """Guardian, supervisor and QEMU of the VM directory ``path``."""
-    real = os.path.realpath(path)
-    keepers = [proc.identify(pid) for pid in proc.pids() if proc.command(pid)[-2:] in (["supervise", path], ["supervise", real])]
-    return keepers + proc.qemus_in(path)
+ROUNDS = 50
 
 
-def sweep(state_dir: str) -> List[str]:
-    """Kill and remove every VM; return the ids of those of which something is left."""
-    vms = os.path.join(state_dir, "vms")
-    deadline = time.monotonic() + _DEADLINE_S
-    pause = threading.Event()
-    left = list_vms(vms)
-    for vm_id in left:
-        VmDir(vms, vm_id).want("destroyed", "sweep")  # so that nobody starts it again while we look elsewhere
-    while left and time.monotonic() < deadline:
-        running = [process for vm_id in left for process in processes_of(os.path.join(vms, vm_id))]
-        for process in running:
-            proc.kill(process)
-        if running:
-            pause.wait(0.05)  # the ends of processes that are not our children can only be looked for
+def processes(state_dir: str) -> List[Process]:
+    """The guardians, supervisors, QEMUs and what they started that belong to ``state_dir``, guardians and supervisors first.
+
+    A process belongs to it for certain only if its working directory is inside (every QEMU's is) or if it was started as
+    ``supervise`` of a VM inside; its start time is noted so that nothing else is ever hit.
+    """
+    inside = os.path.realpath(state_dir) + os.sep
+    owners, others = [], []
+    for pid in proc.pids():
+        if pid == os.getpid():
             continue
-        for vm_id in left:
-            VmDir(vms, vm_id).remove()
-        left = list_vms(vms)
-    tidy(vms)
+        words = proc.command(pid)
+        if len(words) > 2 and words[-2] == "supervise" and words[-1].startswith(inside):
+            owners.append(proc.identify(pid))
+        elif words and os.path.basename(words[0]).startswith("qemu-"):
+            if proc.working_directory(pid).startswith(inside) or any(word.startswith(inside) for word in words):
+                others.append(proc.identify(pid))
+    return [p for p in owners + others if p.started]
+
+
+def sweep(state_dir: str) -> List[Process]:
+    """Kill what belongs to ``state_dir``, then delete it. Returns what could not be killed (empty: all is gone)."""
+    left = processes(state_dir)
+    for _ in range(ROUNDS):  # a guardian that is just forking makes a second look necessary
+        if not left:
+            break
+        for process in left:
+            proc.kill(process)
+        _await_end(left)
+        left = processes(state_dir)
+    if not left:
+        shutil.rmtree(os.path.realpath(state_dir), ignore_errors=True)
     return left
 
 
+def _await_end(processes: List[Process], deadline_s: float = 2.0) -> None:
+    deadline = time.monotonic() + deadline_s
+    while any(proc.alive(p) for p in processes) and time.monotonic() < deadline:
+        time.sleep(0.01)  # not our children: nothing announces their end
+
+
 def main(state_dir: str) -> int:
-    """Sweep; exit status 1 and a line for each VM that would not go."""
-    left = sweep(os.path.realpath(state_dir))
-    for vm_id in left:
-        sys.stderr.write("%s could not be removed\n" % vm_id)
-    return 1 if left else 0
+    """The command ``sweep STATE-DIR``: exit status 1 if something is left."""
+    left = sweep(state_dir)
+    for process in left:
+        sys.stderr.write("cannot kill process %d\n" % process.pid)
+    return 1 if left or os.path.exists(state_dir) else 0

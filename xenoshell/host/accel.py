@@ -1,0 +1,239 @@
+"""Acceleration is proven, not assumed: /dev/kvm can open on a machine where a stock guest never runs an instruction.
+
+A proof boots the kernel in question with a one-file initramfs under KVM, against a short deadline, once for each QEMU, kernel
+and boot of the host.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import select
+import shutil
+import signal
+import subprocess
+import time
+from typing import List, Optional, Tuple
+
+from xenoshell.host import locks, probe_image, proc, qemu
+from xenoshell.host.statedir import write_whole
+from xenoshell.wire import codec
+from xenoshell.wire.causes import Failure
+from xenoshell.wire.values import DIGEST, Proof, VmSpec
+
+DEVICE = "/dev/kvm"
+DEADLINE_S = 5.0
+
+
+def device() -> str:
+    """The state of /dev/kvm itself: absent, denied or there."""
+    try:
+        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
+    except FileNotFoundError:
+        return "absent"
+    except OSError as error:
+        return "absent" if error.errno in (6, 19) else "denied"  # ENXIO, ENODEV: a node without a driver
+    return "there"
+
+
+def kvm_state(proofs: str, arch: str = "x86_64") -> str:
+    """What is known of KVM on this host: absent, denied, unproven, usable (for some kernel) or broken (for all that were tried)."""
+    state = device()
+    if state != "there":
+        return state
+    known = _held(proofs, arch)
+    if not known:
+        return "unproven"
+    return "usable" if any(proof.works for proof in known) else "broken"
+
+
+def prove(kernel: str, digest: str, proofs: str, arch: str = "x86_64", deadline_s: float = DEADLINE_S) -> Proof:
+    """Whether KVM runs the kernel file ``kernel`` (SHA-256 or other name: ``digest``). Takes up to ``deadline_s`` seconds
+    the first time; afterwards, until QEMU or the boot changes, the proof in directory ``proofs`` answers.
+    """
+    path = os.path.join(proofs, _prefix(arch) + hashlib.sha256(digest.encode()).hexdigest()[:16] + ".json")
+    known = _read(path)
+    if known is not None:
+        return known
+    state = device()
+    if state != "there":
+        return Proof(False, 0.0, "%s is %s" % (DEVICE, state), digest)
+    with _turn(path + ".lock"):
+        known = _read(path)
+        if known is None:
+            known = _try(kernel, digest, proofs, arch, deadline_s)
+            write_whole(path, codec.dumps(known))
+    return known
+
+
+def choose(spec: VmSpec, proofs: str, blobs: str) -> str:
+    """kvm or tcg for this VM. ``auto`` takes KVM where it is proven for the VM's kernel; a VM that boots no Linux kernel of
+    ours to see (a disk, another system) takes it where it is proven for any. Raises `Failure` no-acceleration.
+    """
+    if spec.accel == "tcg":
+        return "tcg"
+    state = device()
+    if state != "there":
+        if spec.accel == "kvm":
+            raise Failure("no-acceleration", "%s is %s on this host" % (DEVICE, state))
+        return "tcg"
+    proof = None
+    for path, digest in _candidates(spec, proofs, blobs):
+        proof = prove(path, digest, proofs, spec.arch)
+        if proof.works:
+            return "kvm"
+    if spec.accel == "kvm" and proof is not None:
+        raise Failure("no-acceleration", proof.message)
+    # with no kernel to prove it by, one who asks for KVM gets it, and one who does not gets what surely works
+    return "kvm" if spec.accel == "kvm" else "tcg"
+
+
+def is_linux(path: str) -> bool:
+    """Whether a file is a Linux kernel for x86 (Documentation/arch/x86/boot.rst): others use that format, with other version texts."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(0x8200)
+    except OSError:
+        return False
+    if head[0x202:0x206] != b"HdrS":
+        return False
+    at = int.from_bytes(head[0x20E:0x210], "little") + 0x200
+    return re.match(rb"\d+\.\d+", head[at : at + 16]) is not None
+
+
+def _candidates(spec: VmSpec, proofs: str, blobs: str) -> List[Tuple[str, str]]:
+    """The kernels, as (path, digest), that may prove KVM for ``spec``: its own if it is Linux, else up to two known ones."""
+    if spec.boot == "kernel" and spec.kernel and is_linux(os.path.join(blobs, spec.kernel)):
+        return [(os.path.join(blobs, spec.kernel), spec.kernel)]
+    known = [p for p in _held(proofs, spec.arch) if p.works and DIGEST.match(p.kernel)]
+    if known:
+        return [(os.path.join(blobs, known[0].kernel), known[0].kernel)]
+    own = own_kernel()
+    found = [(own, "own " + os.uname().release)] if own else []
+    try:
+        names = sorted(name for name in os.listdir(blobs) if DIGEST.match(name))
+    except OSError:
+        names = []
+    found += [(os.path.join(blobs, name), name) for name in names if is_linux(os.path.join(blobs, name))]
+    return found[:2]
+
+
+def own_kernel() -> Optional[str]:
+    """The host's own kernel file, if it may be read."""
+    path = "/boot/vmlinuz-" + os.uname().release
+    return path if is_linux(path) else None
+
+
+def _prefix(arch: str) -> str:
+    """Of proof names: what changes with the boot and with QEMU itself (its file, which is quicker to look at than its version)."""
+    path = os.path.realpath(shutil.which(qemu.binary(arch)) or "")
+    try:
+        info = os.stat(path)
+        identity = "%s %d %d" % (path, info.st_size, info.st_mtime_ns)
+    except OSError:
+        identity = ""
+    return hashlib.sha256(("%s %s" % (proc.boot_id(), identity)).encode()).hexdigest()[:16] + "-"
+
+
+def _read(path: str) -> Optional[Proof]:
+    try:
+        return codec.decode(Proof, locks.read_json(path))
+    except codec.CodecError:
+        return None
+
+
+def _held(proofs: str, arch: str) -> List[Proof]:
+    prefix = _prefix(arch)
+    try:
+        names = [n for n in os.listdir(proofs) if n.startswith(prefix) and n.endswith(".json")]
+    except OSError:
+        return []
+    return [proof for proof in (_read(os.path.join(proofs, name)) for name in sorted(names)) if proof is not None]
+
+
+class _turn:
+    """One proof of a kernel at a time; whoever waits finds it done."""
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        import fcntl
+
+        self._fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        fcntl.flock(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        os.unlink(self._path)
+        os.close(self._fd)
+
+
+def _try(kernel: str, digest: str, proofs: str, arch: str, deadline_s: float) -> Proof:
+    initramfs = os.path.join(proofs, "probe.%d.cpio" % os.getpid())
+    write_whole(initramfs, probe_image.initramfs())
+    command = [
+        qemu.binary(arch),
+        "-M",
+        "pc",
+        "-accel",
+        "kvm",
+        "-cpu",
+        "host",
+        "-m",
+        "256M",
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-sandbox",
+        "on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny",
+        "-serial",
+        "stdio",
+        "-kernel",
+        kernel,
+        "-initrd",
+        initramfs,
+        "-append",
+        "console=ttyS0 quiet panic=-1 rdinit=/init",
+    ]
+    began = time.monotonic()
+    heard = b""
+    try:
+        child = subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            cwd=proofs,
+            start_new_session=True,
+        )
+    except OSError as error:
+        return Proof(False, 0.0, "cannot start QEMU: %s" % error, digest)
+    ended = False
+    try:
+        assert child.stdout is not None
+        while probe_image.MARKER.strip() not in heard and not ended:
+            left = began + deadline_s - time.monotonic()
+            if left <= 0 or not select.select([child.stdout], [], [], left)[0]:
+                break
+            data = os.read(child.stdout.fileno(), 65536)
+            heard = (heard + data)[-65536:]
+            ended = not data
+    finally:
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        if child.stdout is not None:
+            child.stdout.close()
+        os.unlink(initramfs)
+    seconds = round(time.monotonic() - began, 2)
+    if probe_image.MARKER.strip() in heard:
+        return Proof(True, seconds, "KVM ran this kernel to its first process in %.1f s" % seconds, digest)
+    lines = heard.decode("utf-8", "replace").strip().splitlines()
+    if ended:
+        return Proof(False, seconds, "QEMU ended: %s" % (lines[-1] if lines else "without a word"), digest)
+    said = "it got as far as: %s" % lines[-1] if lines else "it printed nothing"
+    return Proof(
+        False, seconds, "KVM did not run this kernel to its first process within %g s; %s" % (deadline_s, said), digest
+    )

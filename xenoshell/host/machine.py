@@ -1,0 +1,183 @@
+"""The QEMU of one VM, started or found again: its process, its monitor and its serial line."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+from typing import Any, Callable, Dict, List, Optional
+
+from xenoshell.host import locks, proc
+from xenoshell.host.proc import Process
+from xenoshell.host.qmp import Qmp
+from xenoshell.host.reactor import Reactor, Stream, Timer
+from xenoshell.host.vmdir import connect_unix
+
+#: Held by QEMU itself, through a descriptor that it inherits: locked means that this VM has a QEMU.
+LOCK = "qemu.lock"
+LOG = "qemu.log"
+LOG_LIMIT = 1 << 20
+#: A serial line says one byte at a time: they are collected for this long, in seconds.
+REST_S = 0.01
+#: How long QEMU may take to go after it was told to, in seconds.
+QUIT_S = 3.0
+
+
+class Machine:
+    """One QEMU process. The owner hears of it by ``on_console(bytes)``, ``on_ready()`` (monitor usable),
+    ``on_event(name, data)`` and, once everything it wrote is read and it is gone, ``on_gone()``.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        directory: str,
+        on_console: Callable[[bytes], None],
+        on_ready: Callable[[], None],
+        on_event: Callable[[str, Dict[str, Any]], None],
+        on_gone: Callable[[], None],
+    ) -> None:
+        self._reactor = reactor
+        self._directory = directory
+        self._on_console = on_console
+        self._on_ready = on_ready
+        self._on_event = on_event
+        self._on_gone = on_gone
+        self._qmp: Optional[Qmp] = None
+        self._console: Optional[Stream] = None
+        self._killer: Optional[Timer] = None
+        self._going = False
+        self.process = Process(0, 0)
+        self.exit_status: Optional[int] = None  # as waitpid gives it; None when it was not our child
+
+    def start(self, arguments: Callable[[int, int], List[str]]) -> None:
+        """Start QEMU with ``arguments(monitor descriptor, console descriptor)`` and connect. Raises `OSError`."""
+        lock = locks.try_lock(os.path.join(self._directory, LOCK))
+        if lock is None:
+            raise OSError("another QEMU of this VM is running")
+        monitor = console = log = None
+        try:
+            # the sockets listen before QEMU is there: connecting never has to wait for it
+            monitor = listen(self._directory, "qmp.sock")
+            console = listen(self._directory, "con.sock")
+            log = os.open(
+                os.path.join(self._directory, LOG), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
+            )
+            fds = (lock, monitor.fileno(), console.fileno())
+            child = subprocess.Popen(
+                arguments(fds[1], fds[2]),
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                cwd=self._directory,
+                pass_fds=fds,
+                start_new_session=True,
+            )
+            child.returncode = 0  # `reap` collects it; Popen need not
+            self.process = proc.identify(child.pid)
+        finally:
+            os.close(lock)
+            if log is not None:
+                os.close(log)
+            for sock in (monitor, console):
+                if sock is not None:
+                    sock.close()
+        self.attach(self.process)
+
+    def attach(self, process: Process) -> None:
+        """Connect to the monitor and the console of a QEMU that runs. Raises `OSError` when it does not listen."""
+        self.process = process
+        console = connect_unix(self._directory, "con.sock", 1.0)
+        self._console = Stream(self._reactor, console, self._on_console, self._console_closed, REST_S)
+        monitor = connect_unix(self._directory, "qmp.sock", 1.0)
+        self._qmp = Qmp(self._reactor, monitor, self._on_ready, self._on_event, self._lost)
+
+    def find(self) -> Optional[Process]:
+        """The running QEMU of this VM, whoever started it; None if there is none, pid 0 for one that is just starting."""
+        if not locks.locked(os.path.join(self._directory, LOCK)):
+            return None
+        found = proc.qemus_in(self._directory)
+        return found[0] if found else Process(0, 0)
+
+    def execute(self, command: str, reply: Optional[Callable[[Any, str], None]] = None, **arguments: Any) -> None:
+        """Send a monitor command; ``reply(value, error)``."""
+        if self._qmp is not None:
+            self._qmp.execute(command, reply, **arguments)
+
+    def type(self, data: bytes) -> None:
+        """Input for the guest's console. More than 64 KiB that the guest does not take are dropped."""
+        if self._console is not None and self._console.pending < 65536:
+            self._console.write(data)
+
+    def quit(self) -> None:
+        """Make QEMU go: by the monitor, and if that does not help, by SIGKILL."""
+        self.execute("quit")
+        if self._killer is None:
+            self._killer = self._reactor.after(QUIT_S, self.kill)
+
+    def kill(self) -> None:
+        """SIGKILL, at once."""
+        proc.kill(self.process, signal.SIGKILL)
+
+    def last_line(self) -> str:
+        """What QEMU said last on stderr, without its own name in front."""
+        with contextlib.suppress(OSError), open(os.path.join(self._directory, LOG), "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - 8192))
+            lines = [line for line in file.read().decode("utf-8", "replace").splitlines() if line.strip()]
+            if lines:
+                return lines[-1].partition(": ")[2] if lines[-1].startswith("qemu-system-") else lines[-1]
+        return ""
+
+    def trim_log(self) -> None:
+        """Keep QEMU's own log bounded."""
+        path = os.path.join(self._directory, LOG)
+        with contextlib.suppress(OSError):
+            if os.stat(path).st_size > LOG_LIMIT:
+                os.truncate(path, 0)
+
+    def _console_closed(self) -> None:
+        self._console = None
+
+    def _lost(self) -> None:
+        if not self._going:
+            self._going = True
+            if self._killer is None:
+                self._killer = self._reactor.after(QUIT_S, self.kill)
+            self._wait()
+
+    def _wait(self) -> None:
+        self._reap()
+        if proc.alive(self.process) or (self._console is not None and self._console.open):
+            self._reactor.after(0.02, self._wait)  # the monitor closes a moment before the process ends
+            return
+        if self._killer is not None:
+            self._killer.cancel()
+        self._on_gone()
+
+    def _reap(self) -> None:
+        try:
+            pid, status = os.waitpid(self.process.pid, os.WNOHANG)
+        except ChildProcessError:
+            return
+        if pid:
+            self.exit_status = status
+
+
+def listen(directory: str, name: str) -> socket.socket:
+    """A listening UNIX socket ``name`` in ``directory``, in place of an old one. Raises `OSError`."""
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path = "/proc/self/fd/%d/%s" % (fd, name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        sock.bind(path)
+        sock.listen(16)
+    except OSError:
+        sock.close()
+        raise
+    finally:
+        os.close(fd)
+    return sock

@@ -1,0 +1,232 @@
+"""One loop: sockets that are readable or writable, timers, and work in a forked child."""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import json
+import os
+import selectors
+import signal
+import socket
+import time
+from typing import Any, Callable, Dict, List, Optional, Tuple
+
+READ = selectors.EVENT_READ
+WRITE = selectors.EVENT_WRITE
+CHUNK = 65536
+
+
+class Timer:
+    """A call that is due; `cancel` forgets it."""
+
+    def __init__(self, due: float, call: Callable[[], None]) -> None:
+        self.due = due
+        self.call: Optional[Callable[[], None]] = call
+
+    def cancel(self) -> None:
+        """Never make the call."""
+        self.call = None
+
+
+class Reactor:
+    """The loop. poll(2) and not epoll, so that nothing of it is shared with the other side of a fork."""
+
+    def __init__(self) -> None:
+        self._selector = selectors.PollSelector()
+        self._timers: List[Tuple[float, int, Timer]] = []
+        self._count = 0
+        self._stopped = False
+
+    def watch(self, fd: int, events: int, call: Callable[[int], None]) -> None:
+        """Call ``call(ready events)`` whenever ``fd`` is ready; a second watch of the same fd replaces the first."""
+        if fd in self._selector.get_map():
+            self._selector.modify(fd, events, call)
+        else:
+            self._selector.register(fd, events, call)
+
+    def forget(self, fd: int) -> None:
+        """Watch ``fd`` no longer (before it is closed)."""
+        if fd in self._selector.get_map():
+            self._selector.unregister(fd)
+
+    def after(self, delay_s: float, call: Callable[[], None]) -> Timer:
+        """Call ``call`` once, ``delay_s`` seconds from now."""
+        timer = Timer(time.monotonic() + delay_s, call)
+        self._count += 1
+        heapq.heappush(self._timers, (timer.due, self._count, timer))
+        return timer
+
+    def run(self) -> None:
+        """Run until `stop`."""
+        while not self._stopped:
+            while self._timers and self._timers[0][2].call is None:
+                heapq.heappop(self._timers)
+            wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            for key, ready in self._selector.select(wait):
+                if self._selector.get_map().get(key.fd) is key:  # an earlier call of this round may have forgotten it
+                    key.data(ready)
+            now = time.monotonic()
+            while self._timers and self._timers[0][0] <= now:
+                call = heapq.heappop(self._timers)[2].call
+                if call is not None:
+                    call()
+
+    def stop(self) -> None:
+        """Return from `run` after this round."""
+        self._stopped = True
+
+    def fork(self, work: Callable[[], Dict[str, Any]], done: Callable[[Optional[Dict[str, Any]]], None]) -> int:
+        """Do ``work`` in a forked child and call ``done`` with the JSON object that it returned; None if it died.
+
+        The child leads a process group of its own, is killed with its parent's end of things by `signal.SIGKILL` to the group,
+        and holds none of the parent's descriptors. Returns its pid.
+        """
+        mine, its = socket.socketpair()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                os.setpgid(0, 0)
+                signal.set_wakeup_fd(-1)
+                keep = its.fileno()
+                os.closerange(3, keep)
+                os.closerange(keep + 1, 1024)
+                its.sendall(json.dumps(work()).encode())
+                code = 0
+            finally:
+                os._exit(code)
+        its.close()
+        with contextlib.suppress(OSError):
+            os.setpgid(pid, pid)  # both sides do it, so that it is done for both
+        answer = bytearray()
+
+        def arrived(_ready: int) -> None:
+            data = mine.recv(CHUNK)
+            answer.extend(data)
+            if not data:
+                self.forget(mine.fileno())
+                mine.close()
+                reap(pid)
+                done(json.loads(answer) if answer else None)
+
+        self.watch(mine.fileno(), READ, arrived)
+        return pid
+
+
+def reap(pid: int = -1) -> None:
+    """Collect a dead child (with -1 all dead children) without waiting."""
+    try:
+        while os.waitpid(pid, os.WNOHANG)[0]:
+            pass
+    except ChildProcessError:
+        pass
+
+
+class Stream:
+    """A connected socket in the loop: what arrives is handed on at once, what is written waits its turn.
+
+    ``on_data(bytes)``; ``on_close()`` once, when the peer goes or breaks; ``on_drained()`` when the
+    last byte that had to wait is written. With ``rest_s``, a small piece is followed by that many seconds without reading,
+    so that a peer that writes byte by byte costs little.
+    """
+
+    def __init__(
+        self,
+        reactor: Reactor,
+        sock: socket.socket,
+        on_data: Callable[[bytes], None],
+        on_close: Callable[[], None],
+        rest_s: float = 0.0,
+    ) -> None:
+        self._rest_s = rest_s
+        self._reactor = reactor
+        self._sock = sock
+        self._out = bytearray()
+        self._closing = False
+        self._resting = False
+        self.on_data = on_data
+        self.on_close = on_close
+        self.on_drained: Optional[Callable[[], None]] = None
+        self.open = True
+        sock.setblocking(False)
+        reactor.watch(sock.fileno(), READ, self._ready)
+
+    @property
+    def pending(self) -> int:
+        """Bytes written that the peer has not taken yet."""
+        return len(self._out)
+
+    def write(self, data: bytes) -> None:
+        """Send ``data``, now or when the peer takes it. Bounding `pending` is the caller's business."""
+        if not self.open:
+            return
+        self._out += data
+        if len(self._out) == len(data):
+            self._flush()
+
+    def finish(self) -> None:
+        """Close once everything written is sent."""
+        self._closing = True
+        if not self._out:
+            self.close()
+
+    def close(self) -> None:
+        """Close now; `on_close` is not called."""
+        if self.open:
+            self.open = False
+            self._reactor.forget(self._sock.fileno())
+            self._sock.close()
+            self._out.clear()
+
+    def _lost(self) -> None:
+        if self.open:
+            self.close()
+            self.on_close()
+
+    def _ready(self, ready: int) -> None:
+        if ready & WRITE:
+            self._flush()
+            if self.open and not self._out and self.on_drained is not None:
+                self.on_drained()
+        if ready & READ and self.open:
+            try:
+                data = self._sock.recv(CHUNK)
+            except BlockingIOError:
+                return
+            except OSError:
+                data = b""
+            if not data:
+                self._lost()
+                return
+            if self._rest_s and len(data) < CHUNK:
+                self._resting = True
+                self._watch()
+                self._reactor.after(self._rest_s, self._rested)
+            self.on_data(data)
+
+    def _rested(self) -> None:
+        self._resting = False
+        self._watch()
+
+    def _watch(self) -> None:
+        if self.open:
+            events = (0 if self._resting else READ) | (WRITE if self._out else 0)
+            if events:
+                self._reactor.watch(self._sock.fileno(), events, self._ready)
+            else:
+                self._reactor.forget(self._sock.fileno())
+
+    def _flush(self) -> None:
+        try:
+            while self._out:
+                sent = self._sock.send(memoryview(self._out)[:CHUNK])
+                del self._out[:sent]
+        except BlockingIOError:
+            pass
+        except OSError:
+            self._lost()
+            return
+        self._watch()
+        if self._closing and not self._out:
+            self.close()
