@@ -234,6 +234,22 @@ class HostLink:
         self._extra.add(channel)
         return channel
 
+    async def count_sessions(self, most: int) -> int:
+        """How many sessions (at most ``most``) sshd grants at once on this connection beside the helper's."""
+        session = self._dialled.conn.create_session
+        options: dict[str, Any] = {"encoding": None, "env": {}, "send_env": [], "request_pty": False}
+        tries = [session(asyncssh.SSHClientSession, "cat", **options) for _ in range(most)]
+        results = await asyncio.gather(*tries, return_exceptions=True)
+        granted = 0
+        for result in results:
+            if isinstance(result, asyncssh.ChannelOpenError):
+                continue
+            if isinstance(result, BaseException):
+                raise result
+            granted += 1
+            result[0].close()
+        return granted
+
     # ------------------------------------------------------------ the end
 
     async def close(self) -> None:

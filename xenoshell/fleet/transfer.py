@@ -62,7 +62,7 @@ async def send_blob(
 
     ``on_progress(done, needed)`` counts packed bytes of the segments that were missing at the start.
 
-    Raises `Failure`: busy, disk-full, corrupt-segment, corrupt-image, connection-lost, timeout (nothing was acknowledged
+    Raises `Failure`: busy, disk-full, corrupt-segment, corrupt-image, connection-lost, timeout (nothing was confirmed
     for ``stall_s`` seconds, or longer where a slow link explains it). Cancelled or failed, the host keeps what it
     acknowledged.
     """
