@@ -7,6 +7,8 @@ from pathlib import Path
 
 from xenoshell.lab.places import CURRENCY, LabPlace, place_of
 
+_TOP = "# XenoServers on this machine. Written by `xenoshell lab up`, removed by `xenoshell lab down`.\n\n"
+
 
 @dataclass(frozen=True)
 class LabHost:
@@ -36,6 +38,8 @@ class LabHost:
 
 def write_inventory(path: Path, user: str, hosts: tuple[LabHost, ...]) -> None:
     """Write the lab's hosts.toml, whole or not at all."""
+    import tomli_w
+
     from xenoshell.fleet import inventory
 
     def entry(host: LabHost) -> inventory.Host:
@@ -60,11 +64,8 @@ def write_inventory(path: Path, user: str, hosts: tuple[LabHost, ...]) -> None:
             ),
         )
 
-    text = inventory.hosts_text(
-        tuple(entry(host) for host in hosts),
-        "XenoServers on this machine. Written by `xenoshell lab up`, removed by `xenoshell lab down`.",
-    )
-    _write(path, text)
+    sections = [entry(host).model_dump(exclude_unset=True) for host in hosts]
+    _write(path, _TOP + tomli_w.dumps({"host": sections}))
 
 
 def write_known_hosts(path: Path, hosts: tuple[LabHost, ...]) -> None:

@@ -1,7 +1,7 @@
-"""An SSH server without OpenSSH, for a lab where sshd is not installed: ``python -m xenoshell.lab.server DIR PORT KEYS``.
+"""An SSH server for a lab where OpenSSH's is not installed: ``python -m xenoshell.lab.server DIR PORT KEYS``.
 
-It does what xenoshell asks of a host and no more: one user's key, commands run by this user's shell, and forwarding to UNIX
-sockets and TCP ports.
+It does what xenoshell asks of a host and no more: one user's key, commands run by this user's shell, and forwarding to
+UNIX sockets and TCP ports.
 """
 
 from __future__ import annotations
@@ -22,13 +22,20 @@ _PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 
 
 class _Server(asyncssh.SSHServer):
-    """Lets the one user in (asyncssh checks the key) and allows every forward."""
+    """Lets the one user in, with a key of ``authorized_keys``, and allows every forward."""
 
-    def __init__(self, user: str) -> None:
+    def __init__(self, user: str, authorized_keys: asyncssh.SSHAuthorizedKeys) -> None:
         self._user = user
+        self._authorized_keys = authorized_keys
+        self._connection: asyncssh.SSHServerConnection | None = None
+
+    def connection_made(self, conn: asyncssh.SSHServerConnection) -> None:
+        self._connection = conn
 
     def begin_auth(self, username: str) -> bool:
-        return True
+        if self._connection is not None and username == self._user:
+            self._connection.set_authorized_keys(self._authorized_keys)
+        return True  # there are no keys for anybody else
 
     def public_key_auth_supported(self) -> bool:
         return True
@@ -44,7 +51,6 @@ async def _run(process: asyncssh.SSHServerProcess[bytes], directory: Path) -> No
     """Run the command (or a shell) as this user, its streams being the channel's."""
     account = pwd.getpwuid(os.getuid())
     shell = account.pw_shell or "/bin/sh"
-    home = account.pw_dir if Path(account.pw_dir).is_dir() else "/"
     command = process.command
     environment = {
         "PATH": _PATH,
@@ -60,7 +66,7 @@ async def _run(process: asyncssh.SSHServerProcess[bytes], directory: Path) -> No
         stdin=asyncio.subprocess.PIPE,
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.PIPE,
-        cwd=home,
+        cwd=account.pw_dir if os.access(account.pw_dir, os.X_OK) else "/",
         env=environment,
         start_new_session=True,
     )
@@ -80,6 +86,7 @@ async def _run(process: asyncssh.SSHServerProcess[bytes], directory: Path) -> No
 async def serve(directory: Path, port: int, authorized_keys: Path) -> asyncssh.SSHAcceptor:
     """Listen on 127.0.0.1 with the host's key; the caller closes what this returns."""
     user = pwd.getpwuid(os.getuid()).pw_name
+    keys = asyncssh.read_authorized_keys(str(authorized_keys))
 
     async def run(process: asyncssh.SSHServerProcess[bytes]) -> None:
         await _run(process, directory)
@@ -87,9 +94,8 @@ async def serve(directory: Path, port: int, authorized_keys: Path) -> asyncssh.S
     return await asyncssh.listen(
         "127.0.0.1",
         port,
-        server_factory=lambda: _Server(user),
+        server_factory=lambda: _Server(user, keys),
         server_host_keys=[str(directory / "host_key")],
-        authorized_client_keys=str(authorized_keys),
         process_factory=run,
         encoding=None,
         agent_forwarding=False,
