@@ -396,11 +396,12 @@ class _Deployment(Generic[L]):
         return [e.host for vm, e in self.before.items() if vm not in wanted and e.host in self.hosts]
 
     def _tell_lost(self, quoted: Quote) -> None:
+        session = self.job.session.name
         for placed in quoted.placement.lost:
             why = Failure(
                 "no-placement",
                 f"{placed.vm} is on {placed.host}, which hosts.toml no longer has",
-                f"put {placed.host} back, or give it up: `xenoshell destroy {self.job.session.name}/{placed.vm}`",
+                f"put {placed.host} back, or give it up: `xenoshell destroy {session}/{placed.vm} --forget`",
             )
             self.emit(events.vm_failed(self.now(), placed.host, placed.vm, why))
             self.lost.append(VmOutcome(placed.vm, placed.host, "unknown", False, why.cause, why.message, why.remedy))

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Generic
 
 from ..fleet.inventory import Host
@@ -177,6 +177,10 @@ class HostTask(Generic[L]):
         facts, name = link.facts, self.host.name
         if not self._entries:
             self._entries = dict(orders.recorded)
+        if any(s.session_id == orders.session_id for s in facts.vms):
+            # The facts say what was written down; the list asks the supervisors, and revives those that are gone.
+            statuses = await self._ask("listing its VMs", link.vm_list())
+            facts = self.facts = replace(facts, vms=tuple(statuses))
         plan = self.plan = plan_host(
             name,
             [m.spec for m in orders.made],

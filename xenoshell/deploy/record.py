@@ -4,6 +4,7 @@
 <sessions>/<name>/session.toml   the session file as it was given, byte for byte
 <sessions>/<name>/record.json    id, owner, placements with the spec of each VM; written before a host is told anything
 <sessions>/<name>/events.jsonl   the events of every deployment, one a line
+<sessions>/<name>/seen.json      the last known state of each VM
 <sessions>/<name>/lock           held while something is done with the session
 ```
 """
@@ -40,8 +41,6 @@ class Record:
     created: float
     base_dir: str
     vms: Mapping[str, Entry] = field(default_factory=dict)
-    #: What each VM's state was when its host was last heard, for hosts that do not answer now.
-    last_known: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def existing(self) -> dict[str, str]:
@@ -52,11 +51,7 @@ class Record:
         return replace(self, vms={**self.vms, vm: entry})
 
     def without(self, *vms: str) -> Record:
-        return replace(
-            self,
-            vms={k: v for k, v in self.vms.items() if k not in vms},
-            last_known={k: v for k, v in self.last_known.items() if k not in vms},
-        )
+        return replace(self, vms={k: v for k, v in self.vms.items() if k not in vms})
 
 
 @dataclass(frozen=True)
@@ -68,7 +63,6 @@ class _File:
     created: float
     base_dir: str
     vms: dict[str, Entry]
-    last_known: dict[str, str] = field(default_factory=dict)
 
 
 def new_record(session: str, *, owner: str, created: float, base_dir: Path) -> Record:
@@ -112,7 +106,7 @@ class SessionStore:
             raise BadInput(
                 f"{path}: {error}", "the VMs are not lost: `xenoshell hosts check NAME` lists those of each host"
             ) from None
-        return Record(file.session, file.session_id, file.owner, file.created, file.base_dir, file.vms, file.last_known)
+        return Record(file.session, file.session_id, file.owner, file.created, file.base_dir, file.vms)
 
     def load(self, name: str) -> Record:
         """The record. Raises `BadInput`, with the nearest names, if there is none."""
@@ -134,6 +128,21 @@ class SessionStore:
         if text is not None:
             _write(directory / "session.toml", text)
         _write(directory / "record.json", dumps(_File(SCHEMA, **{k: getattr(record, k) for k in _FIELDS})) + b"\n")
+
+    def seen(self, name: str) -> dict[str, str]:
+        """VM -> its state when its host was last heard; empty where nothing (readable) was noted."""
+        try:
+            value = loads((self.directory(name) / "seen.json").read_bytes())
+        except (FileNotFoundError, CodecError):
+            return {}
+        return {vm: state for vm, state in value.items() if isinstance(state, str)}
+
+    def note_seen(self, name: str, states: Mapping[str, str]) -> None:
+        """Note the states that hosts just reported. (Apart from the record, which only a holder of the lock writes.)"""
+        noted = self.seen(name)
+        merged = {**noted, **states}
+        if merged != noted:
+            _write(self._made(name) / "seen.json", dumps(merged))
 
     def forget(self, name: str) -> None:
         """Take the record out of the list: its history stays as ``record.json.destroyed`` beside the events."""
