@@ -21,7 +21,7 @@ class Profile:
     down_bps: float = 0
 
     def __str__(self) -> str:
-        parts = [f"rtt={self.rtt_ms:g}ms"]
+        parts = [f"rtt={self.rtt_ms:.15g}ms"]
         parts += [f"{key}={_rate_text(rate)}" for key, rate in (("up", self.up_bps), ("down", self.down_bps)) if rate]
         return ",".join(parts)
 
@@ -75,5 +75,5 @@ def _allowed() -> str:
 def _rate_text(bps: float) -> str:
     for letter in "gmk":
         if bps >= _FACTOR[letter]:
-            return f"{bps / _FACTOR[letter]:g}{letter}bit"
-    return f"{bps / 1000:g}kbit"
+            return f"{bps / _FACTOR[letter]:.15g}{letter}bit"
+    return f"{bps / 1000:.15g}kbit"
