@@ -7,6 +7,7 @@ two itself (`renew`): the old process stays behind as the new guardian, its copy
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import sys
@@ -54,10 +55,8 @@ def renew(supervise: Supervise) -> int:
 
 def _guard(supervise: Supervise, child: Optional[Tuple[int, int]], announce: int) -> int:
     """Keep a supervisor alive until it is done. ``child``: the one that lives already, and our end of its pipe."""
-    try:
+    with contextlib.suppress(OSError, AttributeError):  # where it fails, its QEMU is init's child; all else works
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-    except (OSError, AttributeError):
-        pass  # then its QEMU is init's child; everything else works
     deaths: List[float] = []
     while True:
         pid, pipe = child or _spawn(supervise, announce)

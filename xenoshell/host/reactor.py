@@ -7,9 +7,9 @@ import heapq
 import json
 import os
 import selectors
-import signal
 import socket
 import time
+import traceback
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 READ = selectors.EVENT_READ
@@ -88,12 +88,13 @@ class Reactor:
             code = 1
             try:
                 os.setpgid(0, 0)
-                signal.set_wakeup_fd(-1)
                 keep = its.fileno()
                 os.closerange(3, keep)
                 os.closerange(keep + 1, 1024)
                 its.sendall(json.dumps(work()).encode())
                 code = 0
+            except BaseException:  # noqa: BLE001
+                traceback.print_exc()
             finally:
                 os._exit(code)
         its.close()
@@ -112,6 +113,35 @@ class Reactor:
 
         self.watch(mine.fileno(), READ, arrived)
         return pid
+
+
+class Timers:
+    """Timers by name: setting one replaces the one of that name."""
+
+    def __init__(self, reactor: Reactor) -> None:
+        self._reactor = reactor
+        self._set: Dict[str, Timer] = {}
+
+    def set(self, name: str, delay_s: float, call: Callable[[], None]) -> None:
+        """Call ``call`` once, ``delay_s`` seconds from now."""
+        self.cancel(name)
+
+        def due() -> None:
+            del self._set[name]
+            call()
+
+        self._set[name] = self._reactor.after(delay_s, due)
+
+    def cancel(self, name: str) -> None:
+        """Forget the timer ``name``, if there is one."""
+        timer = self._set.pop(name, None)
+        if timer is not None:
+            timer.cancel()
+
+    def clear(self) -> None:
+        """Forget them all."""
+        for name in list(self._set):
+            self.cancel(name)
 
 
 def reap(pid: int = -1) -> None:

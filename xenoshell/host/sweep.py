@@ -28,10 +28,13 @@ def processes(state_dir: str) -> List[Process]:
         words = proc.command(pid)
         if len(words) > 2 and words[-2] == "supervise" and words[-1].startswith(inside):
             owners.append(proc.identify(pid))
-        elif words and os.path.basename(words[0]).startswith("qemu-"):
-            if proc.working_directory(pid).startswith(inside) or any(word.startswith(inside) for word in words):
-                others.append(proc.identify(pid))
+        elif _qemu(words) and any(place.startswith(inside) for place in [proc.working_directory(pid), *words]):
+            others.append(proc.identify(pid))
     return [p for p in owners + others if p.started]
+
+
+def _qemu(words: List[str]) -> bool:
+    return bool(words) and os.path.basename(words[0]).startswith("qemu-")
 
 
 def sweep(state_dir: str) -> List[Process]:
