@@ -74,6 +74,6 @@ def _allowed() -> str:
 
 def _rate_text(bps: float) -> str:
     for letter in "gmk":
-        if bps >= _FACTOR[letter]:
+        if bps % _FACTOR[letter] == 0:
             return f"{bps / _FACTOR[letter]:.15g}{letter}bit"
     return f"{bps / 1000:.15g}kbit"
