@@ -51,15 +51,6 @@ def _ask_version(path: str) -> str:
     return found.group(1).decode() if found else ""
 
 
-def kvm(state_dir: str, emulator: Qemu) -> str:
-    """What is known about KVM here without starting anything: absent, denied, unproven, usable or broken."""
-    if not os.path.exists("/dev/kvm"):
-        return "absent"
-    if not os.access("/dev/kvm", os.R_OK | os.W_OK):
-        return "denied"
-    return "unproven"
-
-
 def memory_mib() -> Tuple[int, int]:
     """Total and available memory, from /proc/meminfo; within a memory control group, no more than that allows."""
     values: Dict[str, int] = {}

@@ -27,7 +27,7 @@ def integer(params: Params, name: str) -> int:
 
 def number(params: Params, name: str) -> float:
     """A number that is not negative. Raises `Failure` (bad-request) when there is none."""
-    value = params.get(name)
+    value: Any = params.get(name)
     if type(value) not in (int, float) or not 0 <= value < 1e12:
         raise Failure("bad-request", "%s: expected a number, found %r" % (name, str(value)[:40]))
     return float(value)

@@ -69,8 +69,8 @@ def decode(cls: Type[T], value: Any, where: str = "") -> T:
 def _decode(hint: Any, value: Any, where: str) -> Any:
     if hint is Any:
         return value
-    if dataclasses.is_dataclass(hint):
-        return decode(hint, value, where)  # type: ignore[type-var]
+    if isinstance(hint, type) and dataclasses.is_dataclass(hint):
+        return decode(hint, value, where)
     origin = getattr(hint, "__origin__", None)
     arguments: Tuple[Any, ...] = getattr(hint, "__args__", ())
     if origin is Union:  # only Optional[X] is used
