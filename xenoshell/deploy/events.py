@@ -53,7 +53,7 @@ class Event:
     event: str
     host: str = ""
     vm: str = ""
-    fields: Mapping[str, Value] = field(default=_EMPTY)
+    fields: Mapping[str, Value] = field(default_factory=lambda: _EMPTY)
 
     def __post_init__(self) -> None:
         if self.event not in NAMES:
