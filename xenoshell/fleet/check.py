@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import asyncssh
 
 from xenoshell.fleet import facts
+from xenoshell.fleet.dial import words
 from xenoshell.fleet.link import HostLink, connect
 from xenoshell.fleet.sshconfig import Route, files_for, resolve
 from xenoshell.fleet.trust import ScannedKey, scan
@@ -109,7 +110,7 @@ async def name_line(route: Route, deadline_s: float) -> CheckLine:
         return CheckLine("name", "failed", f"{route.hostname}: no answer within {deadline_s:g} s", "check your DNS")
     except OSError as error:
         remedy = "check the address in hosts.toml or ~/.ssh/config, and your DNS"
-        return CheckLine("name", "failed", f"{route.hostname} does not resolve: {error.strerror}", remedy)
+        return CheckLine("name", "failed", f"{route.hostname} does not resolve: {words(error)}", remedy)
     addresses = ", ".join(dict.fromkeys(str(item[4][0]) for item in found))
     return CheckLine("name", "fine", addresses)
 
@@ -124,7 +125,7 @@ async def tcp_line(route: Route, deadline_s: float) -> CheckLine:
     except TimeoutError:
         return CheckLine("connection", "failed", f"{route.where} does not answer within {deadline_s:g} s", remedy)
     except OSError as error:
-        return CheckLine("connection", "failed", f"{route.where}: {error.strerror or error}", remedy)
+        return CheckLine("connection", "failed", f"{route.where}: {words(error)}", remedy)
     taken = (time.perf_counter() - began) * 1000
     writer.close()
     return CheckLine("connection", "fine", f"{route.where} accepts in {taken:.1f} ms")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 import socket
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -29,6 +30,8 @@ CIPHERS = (
     "aes192-ctr",
     "aes256-ctr",
 )
+#: Host key types that are accepted for a first look; what is trusted is decided by the key itself.
+KEY_TYPES = "ssh-ed25519,ecdsa-sha2-nistp256,ecdsa-sha2-nistp384,ecdsa-sha2-nistp521,rsa-sha2-512,rsa-sha2-256"
 #: ProxyJump hosts may have a ProxyJump of their own; a configuration that goes in circles ends here.
 MAX_JUMPS = 8
 
@@ -211,6 +214,10 @@ async def _connect(hop: _Hop) -> tuple[asyncssh.SSHClientConnection, HostKey]:
     if not hop.login:
         options["gss_host"] = None
         options["agent_path"] = None
+    if not route.fixed_key_types:
+        # Known types first (asyncssh's own choice), the others after them: a host that has none of the known ones any
+        # more is then seen with the key it has, instead of a handshake that fails for no visible reason.
+        options["server_host_key_algs"] = f"+{KEY_TYPES}"
     progress.step = f"connecting to {route.where}"
     try:
         conn = await asyncssh.connect(**options)
@@ -233,6 +240,13 @@ async def close(conn: asyncssh.SSHClientConnection) -> None:
         conn.abort()
 
 
+def words(error: OSError) -> str:
+    """What the system says of an error; asyncio puts words of its own in their place."""
+    if isinstance(error, socket.gaierror) or not error.errno:
+        return error.strerror or str(error) or type(error).__name__
+    return os.strerror(error.errno)
+
+
 async def fetch_key(
     route: Route, tunnel: asyncssh.SSHClientConnection | None, algorithms: list[str] | None = None
 ) -> asyncssh.SSHKey | None:
@@ -248,15 +262,11 @@ async def _explain(error: Exception, hop: _Hop, watcher: Watcher, known: KnownHo
     """The failure that an exception of asyncssh or the system stands for."""
     route, progress, where = hop.route, hop.progress, hop.where
     if isinstance(error, asyncssh.HostKeyNotVerifiable):
+        entries = known.entries(route.key_name, route.port)
         offered = None if watcher.offered is None else host_key(watcher.offered)
-        if offered is None and "Host key is revoked" in error.reason:
-            offered = await _offered(hop)
-        return refusal(hop.name, route.where, offered, known.entries(route.key_name, route.port), error.reason)
-    if isinstance(error, asyncssh.KeyExchangeFailed) and "host key" in error.reason.lower():
-        # It has none of the types that are pinned: another key then, which the message must show.
-        offered = await _offered(hop)
-        if offered is not None:
-            return refusal(hop.name, route.where, offered, known.entries(route.key_name, route.port), error.reason)
+        if offered is None and ("Host key is revoked" in error.reason or not any(e.marker for e in entries)):
+            offered = await _offered(hop)  # it showed a certificate; what can be pinned is the key inside
+        return refusal(hop.name, route.where, offered, entries, error.reason)
     if isinstance(error, asyncssh.PermissionDenied) or (
         isinstance(error, asyncssh.DisconnectError) and "authentication" in error.reason.lower()
     ):
@@ -274,14 +284,14 @@ async def _explain(error: Exception, hop: _Hop, watcher: Watcher, known: KnownHo
             f"{hop.name}: the name {route.hostname} does not resolve: {error.strerror}",
             "check the address in hosts.toml or ~/.ssh/config, and your DNS",
         )
-    if isinstance(error, OSError) and progress.step.startswith("connecting"):
-        return Failure("unreachable", f"{where}: {error.strerror or error}")
-    if isinstance(error, OSError | asyncssh.KeyImportError | asyncssh.KeyEncryptionError):
+    if isinstance(error, asyncssh.KeyImportError | asyncssh.KeyEncryptionError) or getattr(error, "filename", None):
         return Failure(
             "auth-failed",
             f"{where}: a key cannot be used: {error}",
             "correct IdentityFile or `identity`, or load the key into your agent",
         )
+    if isinstance(error, OSError):
+        return Failure("unreachable", f"{where}: {words(error)} while {progress.step}")
     return Failure("unreachable", f"{where}: {error}", "correct the ssh configuration of this host")
 
 

@@ -42,6 +42,7 @@ class Route:
     user: str
     key_name: str  # the name under which known_hosts has the key: HostKeyAlias or the host name
     known_hosts: tuple[Path, ...]  # every file to read, xenoshell's own last
+    fixed_key_types: bool  # HostKeyAlgorithms is configured
     jumps: tuple[SshTarget, ...]  # ProxyJump, nearest first
     proxy_command: bool
     identities: tuple[Path, ...]  # configured and present keys; empty: OpenSSH's defaults
@@ -101,6 +102,7 @@ def resolve(target: SshTarget, files: Files) -> Route:
         user=options.username,
         key_name=options.host_key_alias or options.host,
         known_hosts=_known_hosts(config, files),
+        fixed_key_types=config.get("HostKeyAlgorithms") is not None,
         jumps=_jumps(options.tunnel),
         proxy_command=options.proxy_command is not None,
         identities=tuple(p for p in identities if p.is_file()),

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import asyncssh
 
 from xenoshell.fleet import knownhosts
-from xenoshell.fleet.dial import Progress, approach, close, dial, fetch_key
+from xenoshell.fleet.dial import Progress, approach, close, dial, fetch_key, words
 from xenoshell.fleet.knownhosts import Entry, HostKey, KnownHosts
 from xenoshell.fleet.sshconfig import Files, Route, files_for, resolve
 from xenoshell.wire.causes import Failure
@@ -107,7 +107,7 @@ async def _fetch(
                     return knownhosts.host_key(found)
         found = await fetch_key(route, tunnel)
     except (OSError, asyncssh.Error) as error:
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else str(error)
+        reason = words(error) if isinstance(error, OSError) else str(error)
         raise Failure("unreachable", f"{name} ({route.where}) shows no host key: {reason}") from error
     if found is None:
         raise Failure("protocol", f"{name} ({route.where}) shows no host key")
