@@ -157,6 +157,10 @@ def invoke(given: Given, function: Callable[[Cli], None]) -> None:
         raise typer.Exit(stop.code) from None
 
 
+#: The headings of the overview of all commands, in their order.
+SECTIONS: Final = ("First steps", "Hosts and images", "Session files", "Running VMs")
+
+
 class Sections(TyperGroup):
     """A group whose help lists its commands under headings, without Rich (which would cost a third of the start)."""
 
@@ -167,7 +171,8 @@ class Sections(TyperGroup):
             if found is not None and not found.hidden:
                 heading = getattr(found, "rich_help_panel", None) or "Commands"
                 sections.setdefault(heading, []).append((name, found.get_short_help_str(90)))
-        for heading, rows in sections.items():
+        for heading in sorted(sections, key=lambda h: SECTIONS.index(h) if h in SECTIONS else len(SECTIONS)):
+            rows = sections[heading]
             with formatter.section(heading):
                 formatter.write_dl(rows)
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated, Final
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, Final, TypeVar
 
 import typer
 
@@ -11,7 +11,10 @@ from ..errors import BadInput
 from ..paths import Paths
 
 if TYPE_CHECKING:
+    from ..deploy.reach import SshConnector
     from ..fleet.inventory import Inventory
+
+T = TypeVar("T")
 
 ACCELS: Final = ("auto", "kvm", "tcg")
 
@@ -20,27 +23,6 @@ SessionFile = Annotated[str, typer.Argument(metavar="FILE", help="A session file
 SessionName = Annotated[str, typer.Argument(metavar="SESSION", help="A session that was deployed.")]
 Where = Annotated[str, typer.Argument(metavar="SESSION[/VM]", help="A session, or one VM of it.")]
 OneVm = Annotated[str, typer.Argument(metavar="SESSION/VM", help="One VM of a session.")]
-
-
-@dataclass(frozen=True)
-class Target:
-    """A session, or one VM of it (``vm`` is "" for all)."""
-
-    session: str
-    vm: str
-
-    def __str__(self) -> str:
-        return f"{self.session}/{self.vm}" if self.vm else self.session
-
-
-def target(text: str, *, one: bool = False) -> Target:
-    """``SESSION`` or ``SESSION/VM``; with ``one`` the latter only. Raises `BadInput`."""
-    session, slash, vm = text.partition("/")
-    if not session or (slash and not vm) or "/" in vm:
-        raise BadInput(f"{text!r} names nothing; write SESSION or SESSION/VM, such as edge-web/web-1")
-    if one and not vm:
-        raise BadInput(f"{text!r} is a whole session; write SESSION/VM, such as {session}/web-1")
-    return Target(session, vm)
 
 
 def accel_of(text: str) -> str:
@@ -55,6 +37,20 @@ def inventory(paths: Paths) -> Inventory:
     from ..fleet.inventory import load_inventory
 
     return load_inventory(paths.hosts_file, paths.lab / "hosts.toml")
+
+
+def connector(paths: Paths) -> SshConnector:
+    """The way to the hosts."""
+    from ..deploy.reach import SshConnector
+    from ..images.store import ImageStore
+
+    return SshConnector(paths, ImageStore(paths.images))
+
+
+async def reaching(paths: Paths, work: Callable[[SshConnector], Awaitable[T]]) -> T:
+    """What ``work`` returns, given the way to the hosts, which is closed in order afterwards."""
+    async with connector(paths) as reach:
+        return await work(reach)
 
 
 def count(number: int, what: str) -> str:

@@ -19,10 +19,23 @@ SECTION = "First steps"
 def register(app: typer.Typer) -> None:
     """Add the commands of this family to ``app``."""
     lab = group("XenoServers on this very machine: real sshd, real QEMU.")
+    command(app, "doctor", section=SECTION)(doctor)
     app.add_typer(lab, name="lab", rich_help_panel=SECTION)
     command(lab, "up")(lab_up)
     command(lab, "status")(lab_status)
     command(lab, "down")(lab_down)
+
+
+def doctor(cli: Cli) -> None:
+    """What this machine has and lacks for running xenoshell and its lab."""
+    from ..doctor import examine
+    from .lines import finish_check, show_line
+
+    lines = examine(cli.paths)
+    if not cli.out.json:
+        for line in lines:
+            show_line(cli.out, line)
+    finish_check(cli.out, "this machine", lines)
 
 
 def lab_up(

@@ -6,9 +6,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from ..console.clean import clean
 from ..errors import BadInput
 from .command import Cli, command, group
 from .common import count, inventory
+from .exits import Refused
+from .lines import finish_check, show_line
 from .output import Cell
 
 if TYPE_CHECKING:
@@ -23,6 +26,8 @@ def register(app: typer.Typer) -> None:
     app.add_typer(hosts, name="hosts", rich_help_panel="Hosts and images")
     command(hosts, "list")(hosts_list)
     command(hosts, "add")(hosts_add)
+    command(hosts, "trust")(hosts_trust)
+    command(hosts, "check")(hosts_check)
     command(hosts, "remove")(hosts_remove)
 
 
@@ -106,9 +111,74 @@ def hosts_add(
     )
 
 
+def hosts_trust(
+    cli: Cli,
+    name: Name,
+    *,
+    fingerprint: Annotated[
+        str | None, typer.Option(metavar="SHA256:...", help="Pin only if the key has this fingerprint; asks nothing.")
+    ] = None,
+    replace: Annotated[
+        bool, typer.Option("--replace", help="Pin in place of another key, which is then forgotten.")
+    ] = False,
+) -> None:
+    """Look at a host's key and pin it. Compare the fingerprint with the owner's first."""
+    from ..fleet import trust
+
+    host = inventory(cli.paths).get(name)
+    key = cli.run(trust.scan(host, cli.paths))
+    known = [f"{e.key_type} {e.fingerprint} ({e.place})" for e in key.entries if not e.marker]
+    cli.out.note(f"{name} ({clean(key.name)}, port {key.port}) shows the {clean(key.type)} key {key.fingerprint}")
+    pinned = False
+    if key.known == "certificate":
+        cli.out.note("it is certified by an authority that you trust: nothing needs to be pinned")
+    elif key.known == "same":
+        cli.out.note(f"it is known already: {clean(', '.join(known))}")
+    else:
+        if key.known == "changed":
+            cli.out.note(f"it is NOT the one known until now: {clean(', '.join(known))}")
+        if fingerprint is None and (key.known == "unknown" or (key.known == "changed" and replace)):
+            cli.confirm(f"pins that key for {name}" + (", and forgets the one known until now" if known else ""))
+        elif fingerprint is not None and _bare(fingerprint) != _bare(key.fingerprint):
+            raise Refused(f"{name}: its key is {key.fingerprint}, not {clean(fingerprint)}: nothing was pinned")
+        pinned = trust.pin(host, key, cli.paths, replace=replace)
+        cli.out.note(f"pinned in {cli.paths.known_hosts}" if pinned else "nothing had to be written")
+    if cli.out.json:
+        cli.out.document(
+            {"host": name, "type": key.type, "fingerprint": key.fingerprint, "known": key.known, "pinned": pinned}
+        )
+
+
+def _bare(fingerprint: str) -> str:
+    return fingerprint.strip().removeprefix("SHA256:").rstrip("=")
+
+
+def hosts_check(
+    cli: Cli,
+    name: Name,
+    image: Annotated[
+        str | None, typer.Option(metavar="IMAGE", help="Prove KVM with this image's kernel (the host must hold it).")
+    ] = None,
+) -> None:
+    """Whether a host is fit to run VMs: each step of reaching it, and what it has, line by line."""
+    from ..fleet.check import check
+
+    host = inventory(cli.paths).get(name)
+    kernel = None
+    if image is not None:
+        from ..images.store import ImageStore
+
+        manifest = ImageStore(cli.paths.images).get(image).manifest
+        kernel = manifest.kernel.digest if manifest.kernel else None
+    show = None if cli.out.json else lambda line: show_line(cli.out, line)
+    lines = cli.run(check(host, cli.paths, kernel=kernel, on_line=show))
+    finish_check(cli.out, name, lines)
+
+
 def hosts_remove(cli: Cli, name: Name) -> None:
     """Take a host out of the inventory. Its VMs are not touched."""
     from ..deploy.record import SessionStore
+    from ..fleet import facts
     from ..fleet.inventory import remove_host
 
     if name in _lab_names(cli):
@@ -121,6 +191,7 @@ def hosts_remove(cli: Cli, name: Name) -> None:
         vms, sessions = count(sum(used.values()), "VM"), ", ".join(used)
         cli.confirm(f"leaves {vms} on {name} to themselves ({sessions}): they go on, out of xenoshell's reach")
     remove_host(cli.paths.hosts_file, name)
+    facts.forget(name, cli.paths)
     if cli.out.json:
         cli.out.document({"removed": name, "vms_left": used})
     cli.out.note(f"{name} is no longer in {cli.paths.hosts_file}")

@@ -63,6 +63,10 @@ class Output:
         sys.stdout.write(json_module.dumps(jsonable(value), ensure_ascii=False, allow_nan=False) + "\n")
         sys.stdout.flush()
 
+    def flush(self) -> None:
+        """Let what was printed be seen now, also through a pipe."""
+        sys.stdout.flush()
+
     def note(self, text: str) -> None:
         """Narration; --quiet silences it."""
         if not self.quiet:

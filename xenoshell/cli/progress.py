@@ -79,7 +79,9 @@ class Progress:
         self.t = max(self.t, event.t)
         self.version += 1
         if event.event == "session.started":
-            self.session = clean(event.text("session"))
+            self.session, self.done_s, self.t = clean(event.text("session")), None, event.t
+            self.hosts.clear()
+            self.vms.clear()
         elif event.event == "session.done":
             self.ready, self.failed = int(event.number("ready")), int(event.number("failed"))
             self.done_s = event.number("seconds")

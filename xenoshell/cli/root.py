@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from . import files, first, hosts, images
+from . import control, files, first, hosts, images, rollout, watch
 from .command import Given, Sections, declare, invoke, own_parameters
 from .output import Output
 
@@ -44,7 +44,7 @@ def build() -> typer.Typer:
         add_completion=True,
     )
     app.callback()(_root)
-    for family in (first, hosts, images, files):
+    for family in (first, hosts, images, files, rollout, watch, control):
         family.register(app)
     return app
 

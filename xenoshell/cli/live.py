@@ -1,0 +1,105 @@
+"""A deployment on the screen: one row for each host and VM. Imports Rich, so it comes late."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group, RenderableType
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from ..units import human_duration, human_size
+from .progress import HostState, Progress, VmState
+
+if TYPE_CHECKING:
+    from rich.style import Style
+
+_PER_SECOND = 8
+_BAR = 16
+
+
+@contextlib.contextmanager
+def live_view(
+    progress: Progress, styles: Mapping[str, Style], now: Callable[[], float]
+) -> Iterator[Callable[[str], None]]:
+    """Show ``progress`` on the terminal until the block ends; the last state stays. Yields a function for narration
+    that appears above the view. ``styles``: role -> style (good, bad, warn, dim). ``now``: seconds since the start."""
+    console = Console(file=sys.stdout, highlight=False, emoji=False, markup=False, soft_wrap=False)
+
+    def draw() -> RenderableType:
+        return _View(progress, styles, now()).render(console.width)
+
+    with Live(
+        console=console, get_renderable=draw, refresh_per_second=_PER_SECOND, transient=False, redirect_stdout=False
+    ) as view:
+        yield lambda text: view.console.print(Text(text))
+
+
+class _View:
+    def __init__(self, progress: Progress, styles: Mapping[str, Style], now: float) -> None:
+        self.progress = progress
+        self.styles = styles
+        self.now = max(now, progress.t) if progress.done_s is None else progress.t
+
+    def render(self, columns: int) -> RenderableType:
+        table = Table(box=None, padding=(0, 2, 0, 0), expand=False, show_edge=False, header_style="bold")
+        for name in ("VM", "HOST", "STAGE"):
+            table.add_column(name, no_wrap=True)
+        table.add_column("IMAGE", no_wrap=True)
+        table.add_column("BOOT", justify="right", no_wrap=True)
+        table.add_column("ADDRESS", no_wrap=True)
+        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
+        for host in self.progress.hosts.values():
+            here = [vm for vm in self.progress.vms.values() if vm.host == host.name]
+            for vm in here:
+                table.add_row(*self._vm(vm, host))
+            if not here:
+                table.add_row(*self._host(host))
+        return Group(self._head(), table)
+
+    def _head(self) -> Text:
+        vms = self.progress.vms.values()
+        ready = sum(vm.stage == "ready" for vm in vms)
+        bad = sum(vm.role == "bad" for vm in vms) + sum(h.role == "bad" for h in self.progress.hosts.values())
+        text = Text(f"{self.progress.session or 'session'}  {human_duration(self.now)}  ")
+        text.append(f"{ready} ready", self.styles.get("good", ""))
+        if bad:
+            text.append(f"  {bad} failed", self.styles.get("bad", ""))
+        return text
+
+    def _host(self, host: HostState) -> tuple[RenderableType, ...]:
+        return ("", host.name, self._stage(host.stage, host.role), self._transfer(host), "", "", Text(host.note))
+
+    def _vm(self, vm: VmState, host: HostState) -> tuple[RenderableType, ...]:
+        lost = host.stage == "lost"
+        stage = self._stage("unknown", "warn") if lost else self._stage(vm.stage, vm.role)
+        if vm.boot_s is not None:
+            boot = human_duration(vm.boot_s)
+        elif vm.booting_at is not None and vm.role != "bad":
+            boot = human_duration(max(0.0, self.now - vm.booting_at))
+        else:
+            boot = ""
+        note = vm.note or (host.note if lost else vm.accel.upper())
+        return (vm.name, host.name, stage, self._transfer(host), Text(boot), Text(vm.address), Text(note))
+
+    def _stage(self, text: str, role: str) -> Text:
+        return Text(text, self.styles.get(role, ""))
+
+    def _transfer(self, host: HostState) -> RenderableType:
+        if not host.needed:
+            return Text("")
+        if host.done >= host.needed:
+            took = f" in {human_duration(host.seconds)}" if host.seconds else ""
+            return Text(f"{human_size(host.needed)}{took}", self.styles.get("dim", ""))
+        grid = Table.grid(padding=(0, 1, 0, 0))
+        rate = f" {human_size(int(host.rate))}/s" if host.rate else ""
+        grid.add_row(
+            ProgressBar(total=host.needed, completed=host.done, width=_BAR),
+            Text(f"{human_size(host.done)} of {human_size(host.needed)}{rate}"),
+        )
+        return grid

@@ -1,0 +1,266 @@
+"""What runs: ps, logs, and the ways into a guest."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from ..console.clean import clean
+from ..errors import BadInput
+from ..units import human_duration, human_size, parse_size
+from .command import Cli, command
+from .common import OneVm, connector, inventory, reaching
+from .exits import NOTHING_DONE, Stop
+from .output import Cell, colours
+
+if TYPE_CHECKING:
+    from ..deploy.operate import Target, VmReport
+    from ..fleet.inventory import Host
+    from ..wire.values import VmStatus
+
+SECTION = "Running VMs"
+
+#: How long a host may take to answer a person who waits for it.
+CONNECT_S = 20.0
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands of this family to ``app``."""
+    command(app, "ps", section=SECTION)(ps)
+    command(app, "logs", section=SECTION)(logs)
+    command(app, "console", section=SECTION)(console)
+    command(app, "ssh", section=SECTION, extra=True)(ssh)
+
+
+def ps(
+    cli: Cli,
+    session: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="One session; left out: all.")] = None,
+) -> None:
+    """What runs where, as the hosts say it now."""
+    from ..deploy import operate
+    from ..deploy.record import SessionStore
+
+    sessions = SessionStore(cli.paths.sessions)
+    names = sessions.names() if session is None else (session,)
+    hosts = inventory(cli.paths)
+    reports = cli.run(reaching(cli.paths, lambda reach: operate.ps(sessions, names, hosts, reach)))
+    places = {host.name: host for host in hosts.hosts}
+    if cli.out.json:
+        cli.out.document([_document(r, places.get(r.host)) for r in reports])
+    elif not reports:
+        cli.out.note("nothing is deployed: `xenoshell deploy FILE`")
+    else:
+        cli.out.table(
+            (
+                *("SESSION", "VM", "HOST", "PLACE", "STATE", "ACCEL", "ADDRESS"),
+                *("UP", "CPU", "MEMORY", "NET IN/OUT", "SILENT", "LEASE"),
+            ),
+            [_row(r, places.get(r.host)) for r in reports],
+        )
+    for message in dict.fromkeys(f"{r.host}: {clean(r.message)}" for r in reports if r.state == "unknown"):
+        cli.out.warn(message)
+    if reports and all(r.state == "unknown" for r in reports):
+        raise Stop(NOTHING_DONE)
+
+
+def _row(report: VmReport, host: Host | None) -> tuple[Cell | str, ...]:
+    from .hosts import place_of
+
+    head = (report.session, report.vm, report.host, place_of(host) if host else "", _state(report))
+    status = report.status
+    if status is None:
+        return (*head, "", "", "", "", "", "", "", "")
+    usage, runs = status.usage, status.state in ("booting", "running", "ready", "stopping")
+    return (
+        *head,
+        status.accel.upper() if runs else "",
+        report.address,
+        Cell(human_duration(usage.uptime_s) if runs else "", right=True),
+        Cell(human_duration(usage.cpu_s), right=True),
+        Cell(f"{usage.memory_mib} MiB" if runs else "", right=True),
+        Cell(f"{human_size(usage.net_in)}/{human_size(usage.net_out)}", right=True),
+        Cell(human_duration(status.silent_s) if runs else "", right=True),
+        Cell(human_duration(status.lease_left_s) if status.lease_left_s >= 0 else "none", right=True),
+    )
+
+
+def _state(report: VmReport) -> Cell:
+    if report.state == "unknown":
+        return Cell("unknown" + (f" (was {report.last_known})" if report.last_known else ""), "warn")
+    text = f"{report.state} ({report.cause})" if report.cause else report.state
+    if report.state in ("exited", "failed", "gone"):
+        return Cell(text, "dim" if report.cause == "stopped" else "bad")
+    return Cell(text, "good" if report.state == "ready" else "warn" if report.cause else "")
+
+
+def _document(report: VmReport, host: Host | None) -> dict[str, Any]:
+    place = host.place.model_dump(exclude_none=True) if host else None
+    document: dict[str, Any] = report.to_json()
+    return document | {"place": place}
+
+
+def logs(
+    cli: Cli,
+    which: OneVm,
+    *,
+    follow: Annotated[
+        bool, typer.Option("--follow", "-f", help="Go on with what the guest prints from now on.")
+    ] = False,
+    tail: Annotated[
+        str | None, typer.Option(metavar="SIZE", help="Only the end, such as 16KiB; left out: all that is kept.")
+    ] = None,
+) -> None:
+    """What a guest printed on its console, from its first byte on."""
+    from ..console.filter import Filter, Mode
+
+    try:
+        size = 0 if tail is None else parse_size(tail)
+    except ValueError as error:
+        raise BadInput(f"--tail: {error}") from None
+    target, host = _find(cli, which)
+    coloured = not cli.out.json and not cli.out.plain and colours(sys.stdout)
+    safe = Filter(Mode.COLOUR if coloured else Mode.TEXT)
+    put = _lines(cli, target) if cli.out.json else _bytes
+
+    async def copy() -> None:
+        async with (
+            connector(cli.paths) as reach,
+            await reach.connect(host, CONNECT_S) as link,
+            await link.logs(target.entry.spec.id, follow, size) as stream,
+        ):
+            while data := await stream.read():
+                put(safe.feed(data), False)
+            put(safe.finish(), True)
+
+    cli.run(copy())
+
+
+def _bytes(data: bytes, last: bool) -> None:
+    sys.stdout.buffer.write(data)
+    sys.stdout.buffer.flush()
+
+
+def _lines(cli: Cli, target: Target) -> Any:
+    """Whole lines, each as a JSON object."""
+    held = bytearray()
+
+    def put(data: bytes, last: bool) -> None:
+        held.extend(data)
+        *whole, rest = bytes(held).split(b"\n")
+        held[:] = rest
+        for line in [*whole, rest] if last and rest else whole:
+            cli.out.line({"session": target.session, "vm": target.vm, "line": line.decode()})
+
+    return put
+
+
+def console(
+    cli: Cli,
+    which: OneVm,
+    escape: Annotated[str, typer.Option(metavar="KEY", help="The key that leaves: ^X, a character, or none.")] = "^]",
+) -> None:
+    """Sit down at a guest's serial console. Ctrl-] leaves; the guest goes on.
+
+    A serial console does not learn the window's size: in the guest, `resize`, or `stty rows R cols C`.
+    """
+    from ..console.attach import REPLAY, Ending, attach, escape_name, parse_escape
+
+    key = parse_escape(escape)
+    target, host = _find(cli, which)
+
+    async def sit() -> Ending:
+        async with (
+            connector(cli.paths) as reach,
+            await reach.connect(host, CONNECT_S) as link,
+            await link.console(target.entry.spec.id, REPLAY) as stream,
+        ):
+            leave = f"; {escape_name(key)} leaves" if key and sys.stdin.isatty() else ""
+            cli.out.note(f"{target} on {host.name}: console{leave}")
+            sys.stdout.flush()
+            return await attach(stream, escape=key)
+
+    ending = cli.run(sit())
+    words = {
+        Ending.ESCAPED: f"left the console of {target}; it goes on",
+        Ending.CLOSED: f"{target}: its console has ended; `xenoshell ps {target.session}` says why",
+        Ending.INPUT_ENDED: f"the input has ended; {target} goes on",
+    }
+    if ending in words:
+        cli.out.note(words[ending])
+
+
+def ssh(
+    cli: Cli,
+    which: OneVm,
+    rest: Annotated[list[str] | None, typer.Argument(metavar="[-- SSH-ARGUMENTS]", help="Passed on to ssh.")] = None,
+    *,
+    user: Annotated[str, typer.Option("--user", "-l", metavar="NAME", help="Who to be in the guest.")] = "root",
+    through_host: Annotated[bool, typer.Option("--through-host", help="Go through the host in any case.")] = False,
+) -> None:
+    """Log in to a guest with the system's ssh; the guest's host keys are known from its console."""
+    from . import guestssh
+
+    target, host = _find(cli, which)
+    status, at, way = cli.run(_look(cli, target, host))
+    forward = guestssh.forward_of(status.forwards, str(target))
+    known_hosts = cli.paths.sessions / target.session / "known_hosts"
+    lines = guestssh.known_hosts_lines(status.id, status.host_keys)
+    if lines:
+        known_hosts.write_text(lines)
+    else:
+        cli.out.warn(f"{target} has shown no host keys on its console (yet): ssh asks whether to trust what it finds")
+    local = at in ("localhost", "::1") or at.startswith("127.")
+    anywhere = forward.bind in ("0.0.0.0", "::")  # noqa: S104  compared, not bound
+    direct = (local or not forward.bind.startswith("127.")) and not through_host
+    argv = guestssh.arguments(
+        alias=status.id,
+        user=user,
+        address=(at if anywhere else forward.bind) if direct else "127.0.0.1" if anywhere else forward.bind,
+        port=forward.host,
+        known_hosts=known_hosts,
+        strict=bool(lines),
+        way=None if direct else way,
+        rest=rest or (),
+    )
+    cli.out.detail(" ".join(argv))
+    sys.stdout.flush()
+    try:
+        os.execvp(argv[0], argv)  # noqa: S606  so that ssh has the terminal, and its exit code is ours
+    except FileNotFoundError:
+        raise BadInput(
+            "there is no `ssh` program here", "install openssh-client; `xenoshell console` works without"
+        ) from None
+
+
+async def _look(cli: Cli, target: Target, host: Host) -> tuple[VmStatus, str, Any]:
+    """The VM's status, the address at which its host is reached, and OpenSSH's way to that host."""
+    import asyncio
+
+    from ..fleet.sshconfig import files_for, resolve
+    from ..wire.causes import Failure
+    from .guestssh import Way
+
+    async with connector(cli.paths) as reach, await reach.connect(host, CONNECT_S) as link:
+        statuses: Sequence[VmStatus] = await link.vm_list()
+        at = host.address or link.address
+    found = next((s for s in statuses if s.id == target.entry.spec.id), None)
+    if found is None:
+        raise Failure("not-found", f"{host.name} has no VM {target.vm}")
+    files = files_for(host, cli.paths.known_hosts)
+    route = await asyncio.to_thread(resolve, host.target, files)
+    goal = f"{host.target.user}@{host.target.host}" if host.target.user else host.target.host
+    config = files.config[0] if host.ssh_options.config is not None else None
+    return found, at, Way(goal, route.port, config, route.known_hosts, files.identity)
+
+
+def _find(cli: Cli, which: str) -> tuple[Target, Host]:
+    """The one VM that ``which`` names, and its host."""
+    from ..deploy import operate
+    from ..deploy.record import SessionStore
+
+    target = operate.target(SessionStore(cli.paths.sessions), which)
+    return target, inventory(cli.paths).get(target.host)
