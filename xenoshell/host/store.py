@@ -112,7 +112,7 @@ class Store:
                     return BlobState(True, 0, ())
                 transfer.prepare(text, sources)
             except BaseException:
-                transfer.close()
+                transfer.give_up()
                 raise
         finally:
             for fd in sources:
@@ -400,6 +400,13 @@ class Transfer:
         """End the transfer and delete what there is of it."""
         _empty(self._partials, self.recipe.blob, self._fd)
         self.close()
+
+    def give_up(self) -> None:
+        """After a beginning that failed: keep what an earlier helper brought, and leave nothing when there is none."""
+        if self._done:
+            self.close()
+        else:
+            self.remove()
 
     def close(self) -> None:
         """Let go of the lock and the files; again is a no-op."""

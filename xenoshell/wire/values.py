@@ -13,6 +13,8 @@ from typing import Optional, Tuple
 #: 4 KiB blocks are the unit of sameness, 256 of them (1 MiB) a node of the digest tree and, packed, a segment.
 BLOCK = 4096
 BLOCKS_PER_NODE = 256
+#: 16 TiB: what common file systems allow one file.
+MAX_BLOB = 1 << 44
 
 DIGEST = re.compile(r"[0-9a-f]{64}\Z")
 #: Ids become directory names on hosts: nothing else may pass.
@@ -67,6 +69,8 @@ class Recipe:
             _digest(digest, "held")
         if self.codec not in CODECS:
             raise ValueError("codec: %r is not one of %s" % (self.codec, ", ".join(CODECS)))
+        if not 0 <= self.size <= MAX_BLOB:
+            raise ValueError("size: %d is not from 0 to %d" % (self.size, MAX_BLOB))
         blocks = -(-self.size // BLOCK)
         literals = sum(s.raw for s in self.segments) // BLOCK
         end = 0
