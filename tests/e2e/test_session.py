@@ -1,0 +1,157 @@
+"""A session's whole life on real hosts, by the commands that a user types."""
+
+from __future__ import annotations
+
+import json
+import os
+import pty
+import re
+import select
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.e2e.conftest import Deploying, facts, run, session_file, xenoshell
+from tests.support import eventually
+from xenoshell.lab import Lab
+
+pytestmark = pytest.mark.e2e
+
+MakeLab = Callable[..., Lab]
+Start = Callable[..., Deploying]
+
+
+def fetch(address: str) -> str:
+    with urllib.request.urlopen(f"http://{address}/", timeout=20) as answer:
+        return str(answer.read().decode())
+
+
+def test_a_service_on_three_hosts_from_quote_to_destroy(make_lab: MakeLab, tiny: str, tmp_path: Path) -> None:
+    lab = make_lab(3)
+    hosts = [host.name for host in lab.hosts]
+    file = session_file(tmp_path, hosts)
+
+    quote = facts("quote", file)
+    assert json.dumps(quote).count("EUR") >= 1
+    plan = facts("plan", file)
+    assert {h["host"] for h in plan["hosts"]} == set(hosts)
+    assert all(h["bytes_to_send"] > 1 << 20 for h in plan["hosts"])
+
+    done = run("deploy", file, "--json")
+    assert done.returncode == 0, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    ready = {e["host"]: e["address"] for e in events if e["event"] == "vm.ready"}
+    assert set(ready) == set(hosts)
+    vms = dict(zip(hosts, ("vm-1", "vm-2", "vm-3"), strict=True))
+    for host, address in ready.items():
+        assert fetch(address) == f"{vms[host]} on {host}\n"
+    assert events[0]["event"] == "session.started"
+    assert events[-1]["event"] == "session.done"
+    assert events[-1]["ready"] == 3
+
+    again = run("deploy", file, "--json")
+    assert again.returncode == 0, again.stderr
+    names = [json.loads(line)["event"] for line in again.stdout.splitlines()]
+    assert "vm.created" not in names, "what runs is left alone"
+    assert "transfer.planned" not in names, "what is held is not sent"
+
+    rows = facts("ps", "web")["vms"]
+    assert [row["state"] for row in rows] == ["ready"] * 3
+    assert all(row["usage"]["cpu_s"] > 0.1 and row["usage"]["net_in"] > 100 for row in rows)
+
+    assert run("stop", "web/vm-1", "--yes").returncode == 0
+    stopped = next(r for r in facts("ps", "web/vm-1")["vms"] if r["name"] == "vm-1")
+    assert (stopped["state"], stopped["cause"]) == ("exited", "stopped")
+    assert run("start", "web/vm-1").returncode == 0
+    eventually(lambda: facts("ps", "web/vm-1")["vms"][0]["state"] == "ready", 60, "vm-1 to be ready again")
+    assert fetch(ready[hosts[0]]) == f"vm-1 on {hosts[0]}\n", "its page and its port survive"
+
+    replayed = run("replay", "web", "--json", "--speed", "0")
+    assert replayed.returncode == 0, replayed.stderr
+    assert "vm.ready" in replayed.stdout
+
+    refused = run("destroy", "web")
+    assert refused.returncode == 4
+    assert "3 VMs on 3 hosts" in refused.stderr
+    gone = run("destroy", "web", "--yes")
+    assert gone.returncode == 0, gone.stderr
+    for host in lab.hosts:
+        assert not list((host.state_dir / "vms").iterdir())
+
+
+def test_the_console_shows_the_boot_log_and_takes_input(make_lab: MakeLab, tiny: str, tmp_path: Path) -> None:
+    host = make_lab(1).hosts[0].name
+    assert run("deploy", session_file(tmp_path, [host])).returncode == 0
+    logs = run("logs", "web/vm")
+    assert logs.returncode == 0, logs.stderr
+    assert "Linux version" in logs.stdout, "the log has the first line"
+    assert "\x1b" not in logs.stdout
+
+    pid, terminal = pty.fork()
+    if pid == 0:
+        os.execv(xenoshell()[0], xenoshell("console", "web/vm"))
+    seen = b""
+
+    def until(pattern: bytes, timeout_s: float = 60) -> None:
+        nonlocal seen
+        deadline = time.monotonic() + timeout_s
+        while not re.search(pattern, seen):
+            left = deadline - time.monotonic()
+            assert left > 0, f"no {pattern!r} in {seen[-2000:]!r}"
+            if select.select([terminal], [], [], left)[0]:
+                try:
+                    seen += os.read(terminal, 65536)
+                except OSError:
+                    raise AssertionError(f"the console ended: {seen[-2000:]!r}") from None
+
+    try:
+        until(rb"login:|[#$] ")
+        os.write(terminal, b"\n")
+        until(rb"[#$] ")
+        os.write(terminal, b"echo $((6*7))-$(uname -s)\n")
+        until(rb"42-Linux")
+        os.write(terminal, b"\x1d")
+    finally:
+        _, status = os.waitpid(pid, 0)
+        os.close(terminal)
+    assert os.waitstatus_to_exitcode(status) == 0
+
+
+def test_a_guest_that_powers_off_or_panics_is_told_with_its_cause(make_lab: MakeLab, tiny: str, tmp_path: Path) -> None:
+    host = make_lab(1).hosts[0].name
+    extra = """[[vm]]
+name = "panics"
+image = "tiny"
+hosts = ["%s"]
+[vm.resources]
+memory = "128MiB"
+[vm.customise]
+run = ["echo c > /proc/sysrq-trigger"]
+[vm.ready]
+when = "console"
+match = "never"
+timeout = "60s"
+[[vm]]
+name = "leaves"
+image = "tiny"
+hosts = ["%s"]
+[vm.resources]
+memory = "128MiB"
+[vm.customise]
+run = ["poweroff -f"]
+[vm.ready]
+when = "console"
+match = "never"
+timeout = "60s"
+""" % (host, host)
+    done = run("deploy", session_file(tmp_path, [host], extra=extra), "--json")
+    assert done.returncode == 1, done.stderr
+    events = [json.loads(line) for line in done.stdout.splitlines()]
+    ended = {e["vm"]: e for e in events if e["event"] in ("vm.exited", "vm.failed")}
+    assert ended["panics"]["cause"] == "guest-panic"
+    assert ended["leaves"]["cause"] == "guest-poweroff"
+    assert all(e["message"] and e["remedy"] for e in ended.values())
+    assert [e["vm"] for e in events if e["event"] == "vm.ready"] == ["vm"]
