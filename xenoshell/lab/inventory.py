@@ -60,7 +60,7 @@ def write_inventory(path: Path, user: str, hosts: tuple[LabHost, ...]) -> None:
             bind="127.0.0.1",
             state_dir=str(host.state_dir),
             ssh_options=inventory.SshOptions(
-                config="none", known_hosts=str(path.parent / "known_hosts"), identity=str(path.parent / "id_ed25519")
+                config="/dev/null", known_hosts=str(path.parent / "known_hosts"), identity=str(path.parent / "id_ed25519")
             ),
         )
 
