@@ -1,0 +1,43 @@
+# make demo   a lab of three XenoServers on this machine, a template, a deployment
+# make test   lint, types, import contracts and all tests
+# More: setup, lint, bench, lock, clean.
+
+BIN := .venv/bin
+ARGS ?=
+
+.PHONY: demo test setup lint bench lock clean
+.DEFAULT_GOAL := demo
+
+demo: setup
+	@$(BIN)/xenoshell demo $(ARGS)
+
+test: setup lint
+	@$(BIN)/pytest --ignore=tests/bench $(ARGS)
+
+setup:
+	@.ci/setup
+
+lint: setup
+	@$(BIN)/ruff check --quiet .
+	@$(BIN)/ruff format --check --quiet .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+bench: setup
+	@$(BIN)/pytest -q -s --timeout=1200 tests/bench $(ARGS)
+
+# requirements.lock from the pins in pyproject.toml, with the hash of every file that a package has.
+lock: setup
+	@set -e; tools=$$(mktemp -d); trap 'rm -rf "$$tools"' EXIT; \
+	$(BIN)/python -m venv "$$tools"; \
+	"$$tools/bin/pip" --disable-pip-version-check -q install pip-tools==7.6.2; \
+	$(BIN)/python -c 'import tomllib; p = tomllib.load(open("pyproject.toml", "rb")); \
+	print(*p["project"]["dependencies"], *p["dependency-groups"]["dev"], sep="\n")' >"$$tools/requirements.in"; \
+	"$$tools/bin/pip-compile" -q --generate-hashes --allow-unsafe --strip-extras --no-header --no-annotate \
+	--no-emit-index-url --no-emit-trusted-host --no-emit-find-links --no-emit-options \
+	-o requirements.lock "$$tools/requirements.in"
+
+clean:
+	@if [ -x $(BIN)/xenoshell ]; then $(BIN)/xenoshell lab down --yes; fi
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
