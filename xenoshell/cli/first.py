@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .command import Cli, command, group
-from .common import count
+from .common import Accel, accel_of, count
 from .output import Cell
 
 if TYPE_CHECKING:
@@ -19,11 +19,25 @@ SECTION = "First steps"
 def register(app: typer.Typer) -> None:
     """Add the commands of this family to ``app``."""
     lab = group("XenoServers on this very machine: real sshd, real QEMU.")
+    command(app, "demo", section=SECTION)(demo)
     command(app, "doctor", section=SECTION)(doctor)
     app.add_typer(lab, name="lab", rich_help_panel=SECTION)
     command(lab, "up")(lab_up)
     command(lab, "status")(lab_status)
     command(lab, "down")(lab_down)
+
+
+def demo(
+    cli: Cli,
+    *,
+    hosts: Annotated[int, typer.Option(min=1, max=50, metavar="N", help="How many XenoServers.")] = 3,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave everything running, and say what to try next.")] = False,
+    accel: Accel = "auto",
+) -> None:
+    """Three XenoServers on this machine, a small web server on each, and away again."""
+    from .demonstration import demonstrate
+
+    demonstrate(cli, hosts, keep=keep, accel=accel_of(accel))
 
 
 def doctor(cli: Cli) -> None:
