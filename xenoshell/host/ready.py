@@ -37,17 +37,15 @@ def wrong(spec: VmSpec) -> str:
     return ""
 
 
-def established(usernet: str, address: str, port: int) -> bool:
-    """Whether ``info usernet`` shows the connection from our end ``address``:``port`` accepted by the guest.
+def established(usernet: str, port: int) -> bool:
+    """Whether ``info usernet`` shows a connection to the host's ``port`` that the guest has accepted.
 
     QEMU's user network accepts before the guest does, so that our side alone tells nothing. Its lines read
-    ``TCP[STATE] fd source-address source-port destination-address destination-port ...``.
+    ``TCP[STATE] fd source-address source-port destination-address destination-port ...``, the source being the port
+    on the host that was forwarded.
     """
-    for line in usernet.splitlines():
-        words = line.split()
-        if len(words) >= 6 and words[0] == "TCP[ESTABLISHED]" and words[2:4] == [address, str(port)]:
-            return True
-    return False
+    lines = (line.split() for line in usernet.splitlines())
+    return any(len(w) >= 6 and w[0] == "TCP[ESTABLISHED]" and w[3] == str(port) for w in lines)
 
 
 class Probe:
@@ -115,8 +113,7 @@ class Probe:
     def _seen(self, sock: socket.socket, usernet: str) -> None:
         if sock is not self._sock:
             return
-        address, port = sock.getsockname()
-        if established(usernet, address, port):
+        if established(usernet, self._port):
             self._done()
         else:
             self._reactor.after(0.1, lambda: self._usernet(lambda text: self._seen(sock, text)))

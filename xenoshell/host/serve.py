@@ -88,7 +88,7 @@ class Client:
 
     def status(self, status: bytes) -> None:
         """Tell watchers of a status (JSON)."""
-        for stream in self.watching:
+        for stream in list(self.watching):
             behind = self.stream.pending > BEHIND
             self.watching[stream] = behind
             if not behind:
@@ -181,7 +181,7 @@ class Client:
             subscription.live = True
 
     def _drained(self) -> None:
-        for stream, behind in self.watching.items():
+        for stream, behind in list(self.watching.items()):
             if behind:
                 self.watching[stream] = False
                 self.send(frames.EVENT, stream, codec.dumps(self._server.owner.current()))
