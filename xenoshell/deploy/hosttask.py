@@ -23,6 +23,9 @@ from .ports import TRANSPORT, Clock, Connector, L, Policy, T, first_failure, wit
 from .specs import Entry, Made
 from .track import Track
 
+#: Refusals of a host that come before anything of the VM is written there.
+NOT_ADMITTED = frozenset({"no-memory", "disk-full", "no-hypervisor", "no-acceleration", "not-found"})
+
 
 @dataclass(frozen=True)
 class Orders:
@@ -194,7 +197,7 @@ class HostTask(Generic[L]):
         there = {s.name: s for s in facts.vms if s.session_id == orders.session_id}
         for vm in plan.vms:
             if (track := self.tracks.get(vm.vm)) and vm.action in ("create", "replace") and vm.vm not in there:
-                track.exists = False  # the host itself says so
+                track.absent()  # the host itself says so
             if track and vm.action in ("keep", "differs") and (status := there.get(vm.vm)) and status.state not in IDLE:
                 track.keep(status, self._address(link))
         self._admit(facts, plan)
@@ -402,7 +405,12 @@ class HostTask(Generic[L]):
                 # Before the effect: if we die in between, the VM is not there, and is simply made.
                 self._settle(vm.vm, Entry(self.host.name, spec))
                 track.expect(old)
-                status = await self._ask(f"creating {vm.vm}", link.vm_create(spec, seed))
+                try:
+                    status = await self._ask(f"creating {vm.vm}", link.vm_create(spec, seed))
+                except Failure as failure:
+                    if failure.cause in NOT_ADMITTED:
+                        track.absent()
+                    raise
                 track.created(address, status)
                 self._progress_at = self.now()
             case "start":

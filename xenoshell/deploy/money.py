@@ -56,13 +56,14 @@ def plain(amount: Decimal) -> str:
 
 
 def show(amount: Decimal, currency: str) -> str:
-    """For people: two decimals from 1 upwards, else as many as show three significant digits (at most six).
+    """For people: two decimals, or below 1 as many as show three significant digits (at most six).
 
     Rounded up, so that nobody pays more than was shown.
     """
     digits = 2 if abs(amount) >= 1 or not amount else min(6, max(2, 2 - amount.adjusted()))
     shown = amount.quantize(Decimal(1).scaleb(-digits), rounding="ROUND_CEILING")
-    return f"{shown} {currency}".rstrip()
+    whole, _, decimals = str(shown).partition(".")
+    return f"{whole}.{decimals.rstrip('0').ljust(2, '0')} {currency}".rstrip()
 
 
 def gib(size: int) -> Decimal:

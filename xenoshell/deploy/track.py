@@ -53,6 +53,10 @@ class Track:
         self.exists = True
         self._stale = (old.created, old.run) if old else None
 
+    def absent(self) -> None:
+        """Its host says that it does not have it."""
+        self.exists, self.state = False, "planned"
+
     def created(self, address: str, status: VmStatus) -> None:
         """The host has it."""
         if self._step < 1:
@@ -84,7 +88,7 @@ class Track:
         if self.finished.is_set():
             return
         self.failure = why
-        if not self.exists:
+        if self.state == "planned":
             self.state = "failed"
         self._emit(events.vm_failed(self._now(), self.host, self.vm, why))
         self.finished.set()
