@@ -32,10 +32,15 @@ def refuse(
     column: int | None = None,
     missing: bool = False,
 ) -> PydanticCustomError:
-    """An error for a validator to raise. ``column`` is an offset into a text value; ``missing``: the value is not there."""
+    """An error for a validator to raise. ``column`` is an offset into a text value; ``missing``: there is no value."""
     context: dict[str, Any] = {
-        "message": message, "allowed": allowed, "nearest": nearest, "remedy": remedy, "column": column, "missing": missing,
-    }  # fmt: skip
+        "message": message,
+        "allowed": allowed,
+        "nearest": nearest,
+        "remedy": remedy,
+        "column": column,
+        "missing": missing,
+    }
     return PydanticCustomError(KIND, "{message}", context)
 
 

@@ -24,7 +24,7 @@ _VALUES = frozenset(
 
 @dataclass(frozen=True)
 class Position:
-    """Line and column (both from 1) of a key, and of its value; the text of the value as it is written, if it is a string."""
+    """Line and column (from 1) of a key and of its value; ``string`` is the value as written, if it is a string."""
 
     line: int
     column: int

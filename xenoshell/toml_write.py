@@ -92,8 +92,8 @@ def sections(values: list[dict[str, Any]]) -> AoT:
 def item(value: Any) -> Item:
     """A value to stand right of ``=``."""
     if isinstance(value, Decimal):
-        text = f"{value:f}"
-        return tomlkit.float_(text) if "." in text else tomlkit.integer(text)
+        # As text: a float would round it.
+        return tomlkit.value(f"{value:f}")
     if isinstance(value, dict):
         table: InlineTable = tomlkit.inline_table()
         for key, inner in value.items():
@@ -112,10 +112,10 @@ def item(value: Any) -> Item:
 
 def _string(value: str) -> Item:
     # Three quotes only where nothing needs escapes: what is read back must be the same to the byte.
-    if "\n" in value[:-1] and '"""' not in value and "\\" not in value and not value.endswith('"'):
-        if all(c in "\n\t" or (c.isprintable() and ord(c) >= 32) for c in value):
-            # A line break right after the opening quotes does not count.
-            return tomlkit.value(f'"""\n{value}"""')
+    verbatim = '"""' not in value and "\\" not in value and not value.endswith('"')
+    if "\n" in value[:-1] and verbatim and all(c in "\n\t" or c.isprintable() for c in value):
+        # A line break right after the opening quotes does not count.
+        return tomlkit.value(f'"""\n{value}"""')
     return tomlkit.string(value)
 
 
@@ -179,7 +179,7 @@ def _name(table: dict[str, Any]) -> Any:
 
 @contextlib.contextmanager
 def locked(path: Path, *, timeout_s: float = 10.0) -> Iterator[None]:
-    """Holds the lock of a file that is about to be replaced (a file beside it). Raises `BadInput` if another keeps it."""
+    """Holds the lock (a file beside it) of a file that will be replaced. Raises `BadInput` if another keeps it."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     deadline = time.monotonic() + timeout_s
@@ -201,7 +201,7 @@ def locked(path: Path, *, timeout_s: float = 10.0) -> Iterator[None]:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file in one step: after a crash it is the old one or the new one. A link stays a link; so does the mode."""
+    """Replaces a file in one step: after a crash it is the old or the new one. Links and modes are kept."""
     path = path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")

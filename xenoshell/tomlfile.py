@@ -36,7 +36,7 @@ _MAX_ERRORS = 100
 
 @dataclass(frozen=True)
 class InputError:
-    """One error of a file. ``line`` and ``column`` count from 1, 0: unknown. ``key`` is a path such as ``vm[0].count``."""
+    """One error of a file. ``line`` and ``column`` count from 1; 0: unknown. ``key`` is a path: ``vm[0].count``."""
 
     file: str
     line: int
@@ -81,7 +81,7 @@ def load(path: Path, model: type[M]) -> M:
 
 
 def read_text(path: Path) -> str:
-    """The text of a file, line ends and all. Raises `InputErrors` if it is missing, too large, unreadable or not UTF-8."""
+    """A file's text, line ends and all. Raises `InputErrors` if it is missing, too large, unreadable or not UTF-8."""
 
     def refused(message: str, *, found: str = "", allowed: str = "", remedy: str = "", line: int = 0) -> InputErrors:
         return InputErrors((InputError(str(path), line, "", found, allowed, "", message, 0, remedy),))
@@ -140,8 +140,9 @@ def loads(text: str, model: type[M], file: str = "<text>") -> M:
         result = model.model_validate(document.values, context={FROM_FILE: True}, by_alias=True, by_name=False)
     except ValidationError as error:
         where = _Places(document.text)
+        incomplete = bool(errors)
         for detail in error.errors(include_url=False):
-            if errors and detail["type"] == "missing":
+            if incomplete and detail["type"] == "missing":
                 continue  # it may stand in a line that could not be read
             errors.append(_translate(detail, model, file, where))
             if len(errors) >= _MAX_ERRORS:
@@ -150,6 +151,17 @@ def loads(text: str, model: type[M], file: str = "<text>") -> M:
         if not errors:
             return result
     raise InputErrors(tuple(sorted(errors, key=lambda e: (e.line, e.column))))
+
+
+def resolve(path: str, base: Path) -> Path:
+    """A path that a file names: ``~`` is a home, relative paths start at ``base``, the file's directory.
+
+    Raises `BadInput` for the home of a user who does not exist.
+    """
+    try:
+        return base / Path(path).expanduser()
+    except RuntimeError as error:
+        raise BadInput(f"{path}: there is no such home directory", "write the path in full") from error
 
 
 # ---------------------------------------------------------------- syntax
@@ -181,17 +193,18 @@ def _parse(text: str, file: str) -> tuple[_Document | None, list[InputError]]:
         bad("it is too large", allowed=f"{MAX_BYTES >> 20} MiB at most")
         return None, errors
     # tomllib's time for a dotted key grows with the square of its parts.
-    if re.search(rf"(?:[^\n.]*\.){{{_MAX_KEY_PARTS}}}", text):
+    lines = text.split("\n")
+    if any(line.count(".") >= _MAX_KEY_PARTS for line in lines):
         line, parts = toml_positions.longest_key(text)
         if parts > _MAX_KEY_PARTS:
             bad("a key with too many parts", line=line, found=f"{parts} parts", allowed=f"{_MAX_KEY_PARTS} at most")
             return None, errors
-    lines = text.split("\n")
     header_lost = False
     for _ in range(_MAX_ROUNDS if len(text) <= _MAX_RETRIED else 1):
         current = "\n".join(lines)
         try:
-            return (None if header_lost else _Document(tomllib.loads(current, parse_float=_decimal), current)), errors
+            values = tomllib.loads(current, parse_float=_decimal)
+            return (None if header_lost else _Document(values, current)), errors
         except RecursionError:
             bad(
                 "nested too deeply",
@@ -330,7 +343,7 @@ def _translate(detail: ErrorDetails, model: type[BaseModel], file: str, places: 
         keys = _keys(_model_at(model, loc[:-1]))
         near = nearest(loc[-1], keys)
         message, allowed, found = "unknown key", ", ".join(keys), ""
-        home = "" if near else _home(model, str(loc[-1]))
+        home = "" if near or isinstance(detail["input"], dict | list) else _home(model, str(loc[-1]))
         remedy = f"`{loc[-1]}` belongs into {home}" if home else "" if near else "remove it"
     elif kind == "missing":
         message, allowed, found = f"{loc[-1]} is missing", _description(_model_at(model, loc[:-1]), str(loc[-1])), ""

@@ -140,7 +140,7 @@ _LONG_UNITS: dict[str, frozenset[str]] = {
 
 
 def format_duration(seconds: float) -> str:
-    """The exact duration, to the millisecond, with the fewest units: ``24h`` stays ``1d``, 5400 is ``1h30m``, 0.25 ``250ms``."""
+    """The exact duration, to the millisecond, from the largest unit down: ``1d``, ``1h30m``, ``250ms``."""
     left = round(seconds * 1000)
     if left < 0:
         raise ValueError("a duration is not negative")

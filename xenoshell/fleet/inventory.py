@@ -27,7 +27,7 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class SshTarget:
-    """``[user@]host[:port]``. ``host`` is a name, an address, or an alias of ssh_config; the others None if not given."""
+    """``[user@]host[:port]``: ``host`` is a name, an address or an alias of ssh_config; None is what was not given."""
 
     host: str
     user: str | None = None
@@ -144,9 +144,7 @@ def _labels(value: Any) -> Any:
             problems.add(
                 (key,), text, f"{key} has a meaning of its own in `where`", allowed="another word for the label"
             )
-        elif (
-            not isinstance(text, str) or not text or any(c in text or ord(c) < 32 for c in "\"'\n\0") or len(text) > 200
-        ):
+        elif not isinstance(text, str) or not re.fullmatch(r"[^\x00-\x1f\x7f\"']{1,200}", text):
             problems.add(
                 (key,), text, "not a label's value", allowed='text in quotes without quotes in it, such as "edge"'
             )
@@ -198,7 +196,7 @@ class Host(Model):
             memory=_least(self.resources.memory, None if facts is None else facts.memory_mib * MIB),
             disk=_least(self.resources.disk, probed_disk),
             price_per_hour=price_per_hour,
-            accel=None if facts is None else ("kvm" if facts.kvm == "usable" else "tcg"),
+            accel=None if facts is None or facts.kvm == "unproven" else "kvm" if facts.kvm == "usable" else "tcg",
             arch=None if facts is None else facts.arch,
         )
 
@@ -290,8 +288,7 @@ def load_inventory(*paths: Path) -> Inventory:
 
 def _with_absolute_paths(host: Host, base: Path) -> Host:
     options = {
-        key: str(base / Path(value).expanduser())
-        for key, value in host.ssh_options.model_dump(exclude_none=True).items()
+        key: str(tomlfile.resolve(value, base)) for key, value in host.ssh_options.model_dump(exclude_none=True).items()
     }
     return host.model_copy(update={"ssh_options": SshOptions(**options)}) if options else host
 

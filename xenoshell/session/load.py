@@ -11,7 +11,7 @@ from xenoshell.session.model import Session
 
 @dataclass(frozen=True)
 class LoadedSession:
-    """A session and the file it came from. Relative paths in it are relative to ``base_dir``; ``text`` is the file as it was."""
+    """A session and the file it came from: its relative paths start at ``base_dir``; ``text`` is the file as it was."""
 
     session: Session
     path: Path
@@ -20,11 +20,14 @@ class LoadedSession:
 
 
 def load_session(path: Path) -> LoadedSession:
-    """The session that a file describes. Raises `xenoshell.tomlfile.InputErrors` with everything that is wrong in it."""
+    """The session that a file describes. Raises `xenoshell.tomlfile.InputErrors` with everything that is wrong."""
     text = tomlfile.read_text(path)
     return LoadedSession(tomlfile.loads(text, Session, str(path)), path, path.absolute().parent, text)
 
 
 def resolve(path: str, base_dir: Path) -> Path:
-    """A path that a session file names: ``~`` is the user's home, relative paths start at ``base_dir``."""
-    return base_dir / Path(path).expanduser()
+    """A path that a session file names: ``~`` is the user's home, relative paths start at ``base_dir``.
+
+    Raises `BadInput` for the home of a user who does not exist.
+    """
+    return tomlfile.resolve(path, base_dir)

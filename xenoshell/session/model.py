@@ -81,6 +81,18 @@ def _disk(value: int) -> int:
     return value
 
 
+def _lease(value: float) -> float:
+    if value < 1:
+        raise refuse("too short", allowed="1s or more")
+    return value
+
+
+def _timeout(value: float) -> float:
+    if value < 0.1:
+        raise refuse("too short", allowed="100ms or more")
+    return value
+
+
 def _guest_path(value: str) -> str:
     parts = value.split("/")
     if not value.startswith("/") or value.endswith("/") or ".." in parts or len(value) > 4000:
@@ -130,18 +142,10 @@ class Budget(Model):
     currency: Currency | None = Field(
         None, description="Currency of the two limits (ISO 4217), such as EUR. Left out: that of the hosts' prices."
     )
-    lease: Duration | None = Field(
+    lease: Annotated[Duration, AfterValidator(_lease)] | None = Field(
         None,
-        description='How long a host may keep the VMs without hearing a renewal, such as "24h". Left out: without limit.',
+        description='How long a host may keep the VMs without hearing a renewal: "24h". Left out: without limit.',
     )
-
-    @model_validator(mode="after")
-    def _check(self) -> Self:
-        if self.lease is not None and self.lease < 1:
-            problems = Problems("Budget")
-            problems.add(("lease",), self.lease, "too short", allowed="1s or more")
-            problems.check()
-        return self
 
 
 class Resources(Model):
@@ -153,7 +157,7 @@ class Resources(Model):
     )
     disk: Annotated[Size, AfterValidator(_disk)] | None = Field(
         None,
-        description="Virtual size of the disk, at least the image's. Left out: the image's size. Without an image: an empty disk.",
+        description="Virtual size of the disk, at least the image's. Left out: the image's. Without an image: empty.",
     )
 
 
@@ -173,7 +177,7 @@ class Network(Model):
 
     mode: Literal["user", "bridge"] = Field(
         "user",
-        description="user: behind the host, with forwarded ports; needs no rights there. bridge: in the host's network.",
+        description="user: behind the host, with forwarded ports; needs no rights. bridge: in the host's network.",
     )
     forward: tuple[ForwardRule, ...] = Field(
         (), description="Ports of the guest that are reachable on the host (mode user)."
@@ -244,7 +248,7 @@ class Customise(Model):
     )
     authorized_keys: tuple[Line, ...] = Field(
         (),
-        description="SSH keys that may log in: public key files (~ and paths relative to the session file), or keys as text.",
+        description="SSH keys that may log in: files (~ works; relative to the session file), or keys as text.",
     )
     run: tuple[Annotated[Text, AfterValidator(_no_unknown_placeholders)], ...] = Field(
         (), description="Shell commands, run in order as root. Placeholders: {vm} {host} {session} {index}."
@@ -268,13 +272,15 @@ class ReadyRule(Model):
 
     when: Literal["console", "tcp", "http", "none"] = Field(
         "none",
-        description="http: an answer below 400; tcp: a connection that the guest accepts; console: a text on its console; "
-        "none: as soon as it runs.",
+        description="http: an answer below 400; tcp: a connection that the guest accepts; "
+        "console: a text on its console; none: as soon as it runs.",
     )
     port: Port | None = Field(None, description="The guest's port, for http and tcp. It need not be forwarded.")
     path: Annotated[Line, AfterValidator(_url_path)] = Field("/", description="What to ask for, for http.")
     match: Line = Field("login:", description="The literal text to wait for, for console.")
-    timeout: Duration = Field(120.0, description="After this long without it the VM is reported; it goes on running.")
+    timeout: Annotated[Duration, AfterValidator(_timeout)] = Field(
+        120.0, description="After this long without it the VM is reported; it goes on running."
+    )
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -295,8 +301,6 @@ class ReadyRule(Model):
             problems.add(
                 ("match",), self.match, f'when = "{self.when}" reads no console', allowed='match with when = "console"'
             )
-        if self.timeout < 0.1:
-            problems.add(("timeout",), self.timeout, "too short", allowed="100ms or more")
         problems.check()
         return self
 
@@ -323,9 +327,9 @@ class VmGroup(Model):
     spread: Literal["region", "country", "city", "host"] | None = Field(
         None, description="Never two VMs in one of these while others are free."
     )
-    resources: Resources = Field(Resources(), description="What each VM gets.")
-    network: Network = Field(Network(), description="How each VM is connected.")
-    customise: Customise = Field(Customise(), description="What is done to each VM at its first boot.")
+    resources: Resources = Field(Resources(), description="CPUs, memory and disk of each VM.")
+    network: Network = Field(Network(), description="The network of each VM.")
+    customise: Customise = Field(Customise(), description="Changes to each VM at its first boot.")
     ready: ReadyRule = Field(ReadyRule(), description="When a VM counts as ready. Left out: as soon as it runs.")
 
     @model_validator(mode="before")
