@@ -1,6 +1,8 @@
-"""The smallest guest: a boot sector that greets on the serial port and echoes what it is sent. Up in a second, no kernel."""
+"""The smallest guest: a boot sector that greets on the serial port and echoes what it is sent. Up in a second."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 from xenoshell.wire.values import Ready, VmSpec
 
@@ -52,10 +54,10 @@ def disk() -> bytes:
 
 def spec(vm_id: str, image: str, **changes: object) -> VmSpec:
     """A VM of this guest."""
-    fields: dict[str, object] = dict(
+    plain = VmSpec(
         id=vm_id, session="test", session_id="s1", name="web-1", arch="x86_64", vcpus=1, memory_mib=32,
         disk_bytes=1 << 20, disk=image, boot="disk", kernel=None, initrd=None, cmdline="", accel="tcg", network="user",
         mac="52:54:00:12:34:56", forwards=(), ready=Ready("console", match=GREETING.decode().strip()), lease_s=0.0,
         budget_s=0.0, seed_size=0, seed_sha256="", stop_grace_s=1.0,
     )  # fmt: skip
-    return VmSpec(**{**fields, **changes})  # type: ignore[arg-type]
+    return replace(plain, **changes)  # type: ignore[arg-type]

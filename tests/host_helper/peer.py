@@ -115,7 +115,12 @@ class Helper(Peer):
 
 @contextlib.contextmanager
 def running_helper(
-    state: Path, python: str = "python3", shell: tuple[str, ...] = ("sh", "-c"), before: str = "", send_bundle: bool = True, **options: Any
+    state: Path,
+    python: str = "python3",
+    shell: tuple[str, ...] = ("sh", "-c"),
+    before: str = "",
+    send_bundle: bool = True,
+    **options: Any,
 ) -> Iterator[Helper]:
     """A helper behind its stub, started by ``shell`` as sshd does, for the length of a ``with`` block."""
     preamble = os.urandom(16)
@@ -158,7 +163,7 @@ def further_channel(facts: HostFacts) -> Iterator[Peer]:
 
 
 def recipe_for(data: bytes, codec_: str = "zlib", raw: int = BLOCK * BLOCKS_PER_NODE) -> tuple[Recipe, list[bytes]]:
-    """A recipe that carries every block of ``data`` that is not zeros, and its packed segments of ``raw`` bytes each."""
+    """A recipe that carries every block of ``data`` that is not zeros, and its packed segments of ``raw`` bytes."""
     blocks = -(-len(data) // BLOCK)
     padded = data.ljust(blocks * BLOCK, b"\0")
     literal = [b for b in range(blocks) if padded[b * BLOCK : (b + 1) * BLOCK] != bytes(BLOCK)]

@@ -170,12 +170,23 @@ def test_blocks_are_copied_from_a_blob_that_is_held(tmp_path: Path) -> None:
         held = transfer(helper, base)
         literal = b"n" * BLOCK
         pack = zlib.compress(literal)
-        segment = dict(sha256=hashlib.sha256(pack).hexdigest(), packed=len(pack), raw_sha256=hashlib.sha256(literal).hexdigest(), raw=BLOCK)
+        segment = {
+            "sha256": hashlib.sha256(pack).hexdigest(),
+            "packed": len(pack),
+            "raw_sha256": hashlib.sha256(literal).hexdigest(),
+            "raw": BLOCK,
+        }
         recipe = codec.decode(
             Recipe,
-            dict(blob=tree.root_of_bytes(bytes(new)), size=len(new), codec="zlib", held=[held], segments=[segment],
-                 runs=[[0, 5, 1, 0], [5, 1, 0, 0], [6, blocks - 6, 1, 6]]),
-        )  # fmt: skip
+            {
+                "blob": tree.root_of_bytes(bytes(new)),
+                "size": len(new),
+                "codec": "zlib",
+                "held": [held],
+                "segments": [segment],
+                "runs": [[0, 5, 1, 0], [5, 1, 0, 0], [6, blocks - 6, 1, 6]],
+            },
+        )
         state = begin(helper, recipe)
         assert helper.refused("blob.drop", digest=held)["cause"] == "busy"
         assert helper.send_segment(state.transfer, 0, pack)[0] == frames.RESPONSE
@@ -256,7 +267,9 @@ def test_segments_come_in_over_several_channels_at_once(tmp_path: Path) -> None:
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     path = tmp_path / "small"
     path.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", path], capture_output=True)
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=4m,mode=700", "tmpfs", path], capture_output=True, check=False
+    )
     if mounted.returncode:
         pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode()}")
     yield path

@@ -23,15 +23,22 @@ VERBS = (
 )  # fmt: skip
 NAMES = ("id", "op", "spec", "recipe", "digest", "transfer", "kernel", "follow", "tail", "replay", "lease_s")
 HOSTILE = (
-    "", ".", "..", "../..", "/etc/passwd", "a/../../b", "\0", "a\0b", "a\n", "-rf", "A", "x" * 300, "0" * 64, "0" * 64 + "\n",
-    "f" * 63 + "/", "..\x2f..", "$(touch /tmp/owned)", "test.web-1.0123abcd/../../x",
+    "", ".", "..", "../..", "/etc/passwd", "a/../../b", "\0", "a\0b", "a\n", "-rf", "A", "x" * 300, "0" * 64,
+    "0" * 64 + "\n", "f" * 63 + "/", "..\x2f..", "$(touch /tmp/owned)", "test.web-1.0123abcd/../../x",
 )  # fmt: skip
 JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(max_size=30) | st.sampled_from(HOSTILE),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), inner, max_size=4),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=30)
+    | st.sampled_from(HOSTILE),
+    lambda inner: (
+        st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(NAMES) | st.text(max_size=8), inner, max_size=4)
+    ),
     max_leaves=8,
 )
-REQUESTS = st.fixed_dictionaries({"verb": st.sampled_from(VERBS)}, optional={name: JSON for name in NAMES})
+REQUESTS = st.fixed_dictionaries({"verb": st.sampled_from(VERBS)}, optional=dict.fromkeys(NAMES, JSON))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +57,10 @@ SLOW = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCh
 
 
 @SLOW
-@given(request=REQUESTS, following=st.lists(st.tuples(st.sampled_from([frames.DATA, frames.EOF]), st.binary(max_size=20)), max_size=3))
+@given(
+    request=REQUESTS,
+    following=st.lists(st.tuples(st.sampled_from([frames.DATA, frames.EOF]), st.binary(max_size=20)), max_size=3),
+)
 def test_no_request_with_wrong_parameters_does_anything(
     request: dict[str, Any], following: list[tuple[int, bytes]], host: tuple[Helper, HostFacts, Path]
 ) -> None:
@@ -71,7 +81,9 @@ def test_no_request_with_wrong_parameters_does_anything(
 
 @SLOW
 @given(noise=st.binary(min_size=1, max_size=200))
-def test_what_is_no_frame_closes_that_channel_only_and_says_why(noise: bytes, host: tuple[Helper, HostFacts, Path]) -> None:
+def test_what_is_no_frame_closes_that_channel_only_and_says_why(
+    noise: bytes, host: tuple[Helper, HostFacts, Path]
+) -> None:
     helper, facts, _ = host
     with further_channel(facts) as channel:
         channel.write(b"Xx" + noise.ljust(20, b"\0"))
@@ -127,8 +139,10 @@ def test_no_name_leaves_the_state_directory(name: str, host: tuple[Helper, HostF
 @pytest.mark.parametrize(
     "change",
     [
-        {"size": -1}, {"size": -1, "runs": [], "segments": []}, {"size": 1 << 62}, {"runs": [[0, 1, 0, 5]]}, {"runs": [[0, 1 << 40, 0, 0]]}, {"runs": [[-1, 1, 0, 0]]},
-        {"runs": [[0, 1, 1, 0]]}, {"runs": [[0, 1, 0, 0], [0, 1, 0, 0]]}, {"codec": "lzma"}, {"segments": [{}]}, {"runs": [[0.0, 1, 0, 0]]},
+        {"size": -1}, {"size": -1, "runs": [], "segments": []}, {"size": 1 << 62}, {"runs": [[0, 1, 0, 5]]},
+        {"runs": [[0, 1 << 40, 0, 0]]}, {"runs": [[-1, 1, 0, 0]]},
+        {"runs": [[0, 1, 1, 0]]}, {"runs": [[0, 1, 0, 0], [0, 1, 0, 0]]}, {"codec": "lzma"}, {"segments": [{}]},
+        {"runs": [[0.0, 1, 0, 0]]},
         {"runs": [[True, 1, 0, 0]]}, {"size": True}, {"runs": {}},
     ],
 )  # fmt: skip
@@ -172,10 +186,10 @@ def test_a_client_that_does_not_read_holds_up_nobody_else(host: tuple[Helper, Ho
 def test_too_many_requests_at_a_time_are_refused_and_not_queued(host: tuple[Helper, HostFacts, Path]) -> None:
     helper, facts, _ = host
     with further_channel(facts) as channel:
-        for number in range(1, 101):
+        for number in range(1, 301):
             channel.send(frames.REQUEST, number, b'{"verb":"vm.watch"}')
-        answers = [frame for frame in (channel.next() for _ in range(100)) if frame is not None]
-        assert {frame.stream for frame in answers} == set(range(1, 101))
+        answers = [frame for frame in (channel.next() for _ in range(300)) if frame is not None]
+        assert {frame.stream for frame in answers} == set(range(1, 301))
         busy = [json.loads(frame.payload) for frame in answers if frame.type == frames.ERROR]
         assert busy and all(value["cause"] == "busy" for value in busy)
     eventually(lambda: helper.request("vm.list") == {"vms": []})

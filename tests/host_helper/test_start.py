@@ -23,7 +23,9 @@ def pythons() -> list[str]:
     candidates = [*Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"), *map(Path, ["/usr/bin/python3"])]
     for path in candidates:
         if path.exists():
-            out = subprocess.run([path, "-c", "import sys;print(sys.version_info[:2])"], capture_output=True, text=True)
+            out = subprocess.run(
+                [path, "-c", "import sys;print(sys.version_info[:2])"], capture_output=True, text=True, check=False
+            )
             if match := re.match(r"\((\d+), (\d+)\)", out.stdout):
                 version = (int(match[1]), int(match[2]))
                 if (3, 9) <= version <= (3, 13):
@@ -35,7 +37,7 @@ def pythons() -> list[str]:
 def test_every_python_from_3_9_runs_the_helper_and_takes_a_blob(python: str, tmp_path: Path) -> None:
     with running_helper(tmp_path / "s", python) as helper:
         facts = helper.hello()
-        assert facts.python in subprocess.run([python, "-V"], capture_output=True, text=True).stdout
+        assert facts.python in subprocess.run([python, "-V"], capture_output=True, text=True, check=False).stdout
         codec = facts.codecs[0]
         digest = transfer(helper, os.urandom(5000) + bytes(1 << 20) + b"end", codec)
         assert (tmp_path / "s/blobs" / digest).stat().st_mode & 0o777 == 0o444
@@ -93,7 +95,11 @@ def test_an_end_of_input_within_the_bundle_ends_the_stub(tmp_path: Path) -> None
 
 
 def test_an_old_python_says_so(tmp_path: Path) -> None:
-    old = [p for v in ("3.6.15", "3.7.16", "3.8.18") if (p := Path(f"~/.pyenv/versions/{v}/bin/python3").expanduser()).exists()]
+    old = [
+        p
+        for v in ("3.6.15", "3.7.16", "3.8.18")
+        if (p := Path(f"~/.pyenv/versions/{v}/bin/python3").expanduser()).exists()
+    ]
     if not old:
         pytest.skip("no old Python here")
     for python in old:
@@ -141,7 +147,7 @@ def test_the_state_directory_is_private_and_may_not_be_somebody_elses(tmp_path: 
         os.chown(tmp_path / "s", 12345, 12345)
         with running_helper(tmp_path / "s") as helper:
             type_, error = helper.answer(0)
-            assert type_ == frames.ERROR and "does not belong" in error["message"] or "belongs to user" in error["message"]
+            assert type_ == frames.ERROR and "not a directory that belongs to user" in error["message"]
 
 
 def test_a_further_helper_starts_fast(tmp_path: Path) -> None:
@@ -158,9 +164,11 @@ def test_the_bundle_is_stored_for_supervisors_and_runs_from_there(tmp_path: Path
         helper.hello()
     (library,) = (tmp_path / "s/lib").iterdir()
     assert library.name == f"xenoshell-{bundle().sha256[:16]}.py"
-    done = subprocess.run(["python3", "-I", "-S", library, "supervise"], capture_output=True, text=True)
+    done = subprocess.run(["python3", "-I", "-S", library, "supervise"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "usage:" in done.stderr
-    done = subprocess.run(["python3", "-I", "-S", library, "sweep", str(tmp_path / "s")], capture_output=True, text=True)
+    done = subprocess.run(
+        ["python3", "-I", "-S", library, "sweep", str(tmp_path / "s")], capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stderr
 
 

@@ -1,7 +1,7 @@
 """The helper as one file: every module of `xenoshell.wire` and `xenoshell.host`, and the shell command that starts it.
 
-The bundle is Python source that holds the modules' sources and an importer for them. It runs in two ways: the `stub` on a
-fresh host reads it, packed, from its standard input; and the helper stores it as a file, from which supervisors run.
+The bundle is Python source that holds the modules' sources and an importer for them. It runs in two ways: the `stub` on
+a fresh host reads it, packed, from its standard input; and the helper stores it as a file, from which supervisors run.
 Comments and docstrings are taken out and line numbers kept, so that tracebacks from hosts point into this repository.
 """
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from importlib import resources
 
 #: Runs first in the bundle, on the host. ``MODULES`` (name -> source) precedes it; ``__main__`` follows from it.
-LOADER = '''
+LOADER = """
 import sys
 from importlib.machinery import ModuleSpec
 class Loader:
@@ -46,10 +46,17 @@ sys.excepthook = show
 sys.meta_path.insert(0, Loader(MODULES, globals().get("TEXT", "")))
 from xenoshell.host.__main__ import main
 sys.exit(main(sys.argv[1:]))
-'''
+"""
 
 _PACKAGES = ("xenoshell.wire", "xenoshell.host")
-_STATEMENT_STARTS = (tokenize.NEWLINE, tokenize.NL, tokenize.INDENT, tokenize.DEDENT, tokenize.ENCODING, tokenize.COMMENT)
+_STATEMENT_STARTS = (
+    tokenize.NEWLINE,
+    tokenize.NL,
+    tokenize.INDENT,
+    tokenize.DEDENT,
+    tokenize.ENCODING,
+    tokenize.COMMENT,
+)
 
 
 @dataclass(frozen=True)
@@ -114,7 +121,7 @@ def bundle() -> Bundle:
 
 
 def stub(bundle: Bundle, preamble: bytes, state_dir: str | None) -> str:
-    """The shell command that starts the helper on a host; the caller then sends ``bundle.packed`` on its standard input.
+    """The shell command that starts the helper on a host; ``bundle.packed`` must then come on its standard input.
 
     The helper writes ``preamble`` (16 random bytes), then frames. The command means the same in sh, csh and fish: one
     line, no ``!``, backslash, dollar or single quote within the quotes; the arguments are hexadecimal.

@@ -1,4 +1,4 @@
-"""What the bundle runs: ``helper`` (behind an SSH connection), ``supervise`` (one VM) or ``sweep`` (remove every VM)."""
+"""What the bundle runs: ``helper`` (behind SSH), ``supervise`` (one VM) or ``sweep`` (remove them all)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import List
 
 
 def main(arguments: List[str]) -> int:
-    """Run one of the three programs; return its exit status. Each imports only what it needs: starting is what users wait for."""
+    """Run one of the three programs; return its exit status. Each imports only what it needs: users wait for it."""
     word = arguments[0] if arguments else ""
     if word == "helper" and len(arguments) == 4:
         from xenoshell.host import helper

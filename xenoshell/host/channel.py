@@ -20,7 +20,7 @@ class ChannelClosed(Exception):
 
 
 class Channel:
-    """Reads frames in one thread, sends them from any. A peer that does not read makes senders wait: that is the backpressure."""
+    """Reads frames in one thread, sends them from any. A peer that does not read makes senders wait: backpressure."""
 
     def __init__(self, read_fd: int, write_fd: int) -> None:
         self._read_fd = read_fd
@@ -29,7 +29,7 @@ class Channel:
         self._closed = False
 
     def frames(self) -> Iterator[Frame]:
-        """Every frame until the peer's end of stream. Raises `frames.WireError` for what is none, also for half a frame at the end."""
+        """Every frame until the peer's end of stream. Raises `frames.WireError` for what is none, or half of one."""
         reader = frames.FrameReader()
         while True:
             try:
@@ -84,7 +84,7 @@ class SocketChannel(Channel):
             return  # it was not connected any more
 
     def release(self) -> None:
-        """Give the descriptor back. Only the thread that reads the channel may do this, when no other sends any more."""
+        """Give the descriptor back. Only the thread that reads the channel may do this."""
         with self._lock:
             self._closed = True
             self._connection.close()

@@ -56,7 +56,9 @@ def acceleration(facts: HostFacts, state_dir: str, kernel: Optional[Tuple[str, s
     slow = "; guests run under emulation (TCG), 5 to 20 times slower"
     state = accel.device()
     if state == "absent":
-        return CheckLine(name, "limited", "no /dev/kvm" + slow, "enable virtualisation in the firmware or nested in the cloud")
+        return CheckLine(
+            name, "limited", "no /dev/kvm" + slow, "enable virtualisation in the firmware or nested in the cloud"
+        )
     if state == "denied":
         text = "/dev/kvm may not be opened by %s" % facts.user
         return CheckLine(name, "limited", text + slow, "add %s to the group of /dev/kvm (usually `kvm`)" % facts.user)
@@ -94,7 +96,9 @@ def memory(facts: HostFacts) -> CheckLine:
     """Memory that guests could have."""
     text = "%d of %d MiB available" % (facts.memory_free_mib, facts.memory_mib)
     level = _level(facts.memory_free_mib, _NO_MEMORY_MIB, _LOW_MEMORY_MIB)
-    return CheckLine("memory", level, text, "" if level == "fine" else "free memory on the host, or place small VMs only")
+    return CheckLine(
+        "memory", level, text, "" if level == "fine" else "free memory on the host, or place small VMs only"
+    )
 
 
 def disk(facts: HostFacts, kind: str) -> CheckLine:
@@ -143,7 +147,9 @@ def networking(emulator: Optional[str]) -> CheckLine:
         return CheckLine(name, "failed", "QEMU could not be asked: %s" % error, REMEDIES["qemu-failed"])
     if b"user" in done.stdout.split():
         return CheckLine(name, "fine", "built into QEMU")
-    return CheckLine(name, "failed", "this QEMU is built without it", "install a QEMU with slirp, or use mode = \"bridge\"")
+    return CheckLine(
+        name, "failed", "this QEMU is built without it", 'install a QEMU with slirp, or use mode = "bridge"'
+    )
 
 
 def unpacking(facts: HostFacts) -> CheckLine:
@@ -154,7 +160,9 @@ def unpacking(facts: HostFacts) -> CheckLine:
     return CheckLine("unpacking", "limited", text, "install zstd on the host")
 
 
-def logout(user: str, configuration: str = "/etc/systemd/logind.conf", linger: str = "/var/lib/systemd/linger") -> CheckLine:
+def logout(
+    user: str, configuration: str = "/etc/systemd/logind.conf", linger: str = "/var/lib/systemd/linger"
+) -> CheckLine:
     """Whether VMs outlive the SSH connection: systemd can be told to kill what a user leaves behind."""
     name = "after logout"
     kills = False
@@ -211,7 +219,10 @@ def forwarding(settings: sshd.Settings, facts: HostFacts) -> CheckLine:
     name = "further channels"
     if not settings.values:
         return _unread(name)
-    if settings.values["disableforwarding"] == "yes" or settings.values["allowstreamlocalforwarding"] in ("no", "remote"):
+    if settings.values["disableforwarding"] == "yes" or settings.values["allowstreamlocalforwarding"] in (
+        "no",
+        "remote",
+    ):
         text = "sshd forwards no UNIX sockets: one channel carries everything, slow on long links"
         return CheckLine(name, "limited", text, "AllowStreamLocalForwarding yes in sshd_config")
     if not facts.channel:

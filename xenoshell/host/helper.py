@@ -6,6 +6,7 @@ requests are answered meanwhile. Whatever a client sends, the worst that happens
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -28,7 +29,7 @@ from xenoshell.wire.causes import Failure
 from xenoshell.wire.frames import Frame, WireError
 from xenoshell.wire.values import HostFacts, Recipe
 
-_MAX_WORKERS = 64
+_MAX_WORKERS = 256
 _FINISH_S = 10.0  # how long work under way may go on when the connection has ended
 
 
@@ -63,7 +64,9 @@ class Helper:
             "vm.list": Verb("long", lambda params: {"vms": self.vms.list()}),
             "vm.stop": Verb("long", lambda params: self.vms.order(text(params, "id"), "stopped", text(params, "op"))),
             "vm.start": Verb("long", lambda params: self.vms.order(text(params, "id"), "running", text(params, "op"))),
-            "vm.restart": Verb("long", lambda params: self.vms.order(text(params, "id"), "restart", text(params, "op"))),
+            "vm.restart": Verb(
+                "long", lambda params: self.vms.order(text(params, "id"), "restart", text(params, "op"))
+            ),
             "vm.destroy": Verb("long", lambda params: self.vms.destroy(text(params, "id"), text(params, "op"))),
             "vm.renew": Verb("long", self._renew),
             "vm.watch": Verb("stream", self._watch),
@@ -108,10 +111,8 @@ class Helper:
             for frame in channel.frames():
                 self._handle(session, frame)
         except WireError as error:
-            try:
+            with contextlib.suppress(ChannelClosed):  # else it broke the format by going away
                 channel.fail(0, Failure("protocol", str(error)))
-            except ChannelClosed:
-                pass  # it broke the format by going away
         except ChannelClosed:
             pass  # the client went: nobody is left to tell
         finally:
@@ -161,7 +162,9 @@ class Helper:
                 act = (lambda: stream.data(frame.payload)) if frame.type == frames.DATA else stream.eof
                 self._guard(session, frame.stream, act)
         elif frame.type != frames.ERROR:
-            session.channel.fail(frame.stream, Failure("bad-request", "a client does not send frames of type %d" % frame.type))
+            session.channel.fail(
+                frame.stream, Failure("bad-request", "a client does not send frames of type %d" % frame.type)
+            )
 
     def _segment(self, session: Session, frame: Frame) -> None:
         try:

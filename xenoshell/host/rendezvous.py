@@ -1,4 +1,4 @@
-"""Where further channels of an SSH connection come in: a UNIX socket in a private directory, gone when its helper is."""
+"""Where further channels of a connection come in: a UNIX socket in a private directory, gone when its helper is."""
 
 from __future__ import annotations
 
@@ -54,7 +54,9 @@ class Rendezvous:
                 connection, _ = self._listener.accept()
             except OSError:
                 return None
-            _, uid, _ = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))
+            _, uid, _ = _CREDENTIALS.unpack(
+                connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+            )
             if uid in (os.geteuid(), 0):
                 return connection
             connection.close()
@@ -113,7 +115,7 @@ def _prefix() -> str:
     return "xenoshell-%d-" % os.geteuid()
 
 
-def _bases() -> "list[str]":
+def _bases() -> list[str]:
     bases = []
     runtime = os.environ.get("XDG_RUNTIME_DIR", "")
     if runtime.startswith("/"):
@@ -121,4 +123,4 @@ def _bases() -> "list[str]":
             info = os.stat(runtime)
             if info.st_uid == os.geteuid() and not stat.S_IMODE(info.st_mode) & 0o077:
                 bases.append(runtime)
-    return [*bases, "/tmp"]
+    return [*bases, "/tmp"]  # noqa: S108 - in a directory of its own, mode 0700

@@ -1,13 +1,12 @@
-"""How the sshd that we came in through is configured: what it says itself where it may be asked, else what its file says."""
+"""How the sshd that we came in through is configured: what it says itself, or what its file says."""
 
 from __future__ import annotations
 
 import glob
 import os
 import subprocess
-from typing import Dict, List, NamedTuple, Optional
+from typing import Dict, NamedTuple, Optional
 
-from xenoshell.host import proc
 from xenoshell.host.unpack import find_program
 
 _ASK_S = 10.0
@@ -37,27 +36,32 @@ class Settings(NamedTuple):
 
 def listener(pid: Optional[int] = None) -> Optional[Listener]:
     """The sshd above process ``pid`` (default: this one), found by its parents; None when there is none to see."""
-    found: Optional[List[str]] = None
+    found = ""
     pid = os.getppid() if pid is None else pid
-    while pid > 1:
-        words = proc.command(pid)
-        name = os.path.basename(words[0]) if words else ""
-        if name.startswith("sshd"):
-            found = words
-        try:
+    try:
+        while pid > 1:
+            with open("/proc/%d/comm" % pid) as file:
+                if file.read().startswith("sshd"):  # sshd, sshd-session
+                    found = title(pid)
             pid = parent(pid)
-        except OSError:
-            break
-    if found is None:
+    except OSError:
+        pass  # hidden from us (hidepid): then what we saw up to there is what there is
+    if not found:
         return None
-    # sshd writes "sshd: /usr/sbin/sshd -D -f FILE [listener] 0 of 10-100 startups" over its arguments
-    words = " ".join(found).replace("sshd: ", "", 1).partition(" [listener]")[0].split()
-    file = _DEFAULT_FILE
+    words = found.split()
+    path = _DEFAULT_FILE
     for flag, value in zip(words, words[1:]):
         if flag == "-f":
-            file = value
+            path = value
     program = words[0] if words[0].startswith("/") else find_program("sshd")
-    return Listener(program, file)
+    return Listener(program, path)
+
+
+def title(pid: int) -> str:
+    """What a process shows as its arguments; sshd writes "sshd: /usr/sbin/sshd -D -f FILE [listener] ..." there."""
+    with open("/proc/%d/cmdline" % pid, "rb") as file:
+        text = os.fsdecode(file.read()).replace("\0", " ").strip()
+    return text.replace("sshd: ", "", 1).partition(" [listener]")[0]
 
 
 def parent(pid: int) -> int:

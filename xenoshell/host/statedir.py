@@ -45,7 +45,9 @@ def open_state_dir(path: Optional[str]) -> str:
         if is_full(error):
             raise disk_full(path, 0) from None
         raise Failure(
-            "bad-request", "the state directory %s cannot be used: %s" % (path, error.strerror), "set state_dir for this host"
+            "bad-request",
+            "the state directory %s cannot be used: %s" % (path, error.strerror),
+            "set state_dir for this host",
         ) from None
     return path
 

@@ -1,12 +1,13 @@
 """The blobs that a host holds, and the transfers that bring new ones.
 
-A blob is a read-only sparse file under ``blobs/``, named by its digest, and has that name only when its whole digest tree
-was verified. A transfer is a directory ``partial/<digest>`` whose ``lock`` is held (flock) by the helper that writes it:
-the recipe, the data so far, and a journal ``done`` of 32-bit segment indices, each appended after its data is written.
+A blob is a read-only sparse file under ``blobs/``, named by its digest, and has that name only when its whole digest
+tree was verified. A transfer is a directory ``partial/<digest>`` whose ``lock`` is held (flock) by the helper that
+writes it: the recipe, the data so far, and a journal ``done`` of 32-bit segment indices, each appended after its data.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
@@ -53,9 +54,7 @@ def literal_pieces(recipe: Recipe) -> List[_Pieces]:
 
 def needed_bytes(recipe: Recipe, done: FrozenSet[int] = frozenset()) -> int:
     """Bytes of disk that carrying out a recipe still takes, when the segments ``done`` are written already."""
-    literals = sum(
-        count for i, pieces in enumerate(literal_pieces(recipe)) if i not in done for _, _, count in pieces
-    )
+    literals = sum(count for i, pieces in enumerate(literal_pieces(recipe)) if i not in done for _, _, count in pieces)
     copied = sum(count for _, count, source, _ in recipe.runs if source) if not done else 0
     return (literals + copied) * BLOCK
 
@@ -90,7 +89,7 @@ class Store:
                 self._remove_partial(name)
 
     def begin(self, recipe: Recipe) -> BlobState:
-        """Start a transfer, or go on with it. Raises `Failure`: busy, disk-full, not-found (a held blob is not), bad-request."""
+        """Start a transfer, or go on with it. Raises `Failure`: busy, disk-full, not-found, bad-request."""
         if recipe.codec not in self._unpacker.codecs():
             raise Failure("bad-request", "this host can unpack zlib only, not %s" % recipe.codec)
         if self.holds(recipe.blob):
@@ -125,7 +124,7 @@ class Store:
     def segment(self, number: int, payload: bytes) -> int:
         """Verify, unpack and write one SEGMENT payload (index and packed bytes); return the index.
 
-        Raises `SegmentFailure` (corrupt-segment, disk-full, bad-request), `Failure` (not-found) for an unknown transfer.
+        Raises `SegmentFailure` (corrupt-segment, disk-full, bad-request, busy), `Failure` (not-found: no transfer).
         """
         transfer = self._transfer(number)
         if len(payload) < _INDEX.size:
@@ -139,7 +138,7 @@ class Store:
         return int(index)
 
     def commit(self, number: int) -> Dict[str, Any]:
-        """Verify a transfer's file and give it its name: ``{"blob": digest}``, or ``{"missing": indices}`` to send (again).
+        """Verify a transfer's file and give it its name: ``{"blob": digest}``, or ``{"missing": indices}`` to send.
 
         Raises `Failure` (corrupt-image) when the recipe cannot give that blob; the transfer is then gone.
         """
@@ -164,10 +163,8 @@ class Store:
         with self.exclusive():
             if digest in used():
                 raise Failure("busy", "blob %s is in use by a VM" % digest)
-            try:
+            with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
-            except FileNotFoundError:
-                pass
         if not self._remove_partial(digest):
             raise Failure("busy", "blob %s is being transferred by another xenoshell" % digest)
 
@@ -317,7 +314,9 @@ class Transfer:
     def _write(self, index: int, packed: bytes) -> None:
         segment = self.recipe.segments[index]
         if len(packed) != segment.packed or sha256(packed).hexdigest() != segment.sha256:
-            raise Failure("corrupt-segment", "%d bytes arrived that are not the %d expected" % (len(packed), segment.packed))
+            raise Failure(
+                "corrupt-segment", "%d bytes arrived that are not the %d expected" % (len(packed), segment.packed)
+            )
         raw = self._unpacker.unpack(self.recipe.codec, packed, segment.raw)
         if sha256(raw).hexdigest() != segment.raw_sha256:
             raise Failure("corrupt-segment", "it unpacks to other bytes than the recipe says")
@@ -418,7 +417,7 @@ class Transfer:
 
 
 def write_sparse(fd: int, view: memoryview, offset: int) -> None:
-    """Write ``view`` at ``offset``. Blocks of zeros are written only where the file has data already (an earlier mistake)."""
+    """Write ``view`` at ``offset``; blocks of zeros only where the file has data already (an earlier mistake)."""
     start: Optional[int] = None
     for at in range(0, len(view), BLOCK):
         block = bytes(view[at : at + BLOCK])
@@ -473,10 +472,8 @@ def _lock_partial(partials: str, digest: str) -> Tuple[int, int]:
     """Make and lock ``partial/<digest>``: descriptors of the directory and of the lock. Raises `Failure` (busy)."""
     path = os.path.join(partials, _checked(digest))
     while True:
-        try:
+        with contextlib.suppress(FileExistsError):
             os.mkdir(path, 0o700)
-        except FileExistsError:
-            pass
         try:
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except FileNotFoundError:  # its last holder removed it just now
@@ -485,7 +482,10 @@ def _lock_partial(partials: str, digest: str) -> Tuple[int, int]:
         try:
             lock = os.open("lock", _NEW_FILE, 0o600, dir_fd=fd)
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(lock).st_ino == os.stat("lock", dir_fd=fd).st_ino and os.fstat(fd).st_ino == os.stat(path).st_ino:
+            if (
+                os.fstat(lock).st_ino == os.stat("lock", dir_fd=fd).st_ino
+                and os.fstat(fd).st_ino == os.stat(path).st_ino
+            ):
                 return fd, lock
         except BlockingIOError:
             _close(lock, fd)
@@ -516,10 +516,8 @@ def _empty(partials: str, digest: str, fd: int) -> None:
 
 
 def _unlink(fd: int, name: str) -> None:
-    try:
+    with contextlib.suppress(FileNotFoundError):
         os.unlink(name, dir_fd=fd)
-    except FileNotFoundError:
-        pass
 
 
 def _read(fd: int, name: str) -> bytes:

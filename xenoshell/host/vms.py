@@ -63,7 +63,7 @@ class Vms:
         return found
 
     def create(self, spec: VmSpec, seed: bytes) -> VmStatus:
-        """Make a VM, or find it made. Raises `Failure`: not-found (a blob), bad-request, busy, disk-full, qemu-failed."""
+        """Make a VM, or find it made. Raises `Failure`: not-found (a blob), bad-request, busy, disk-full, ..."""
         vm = VmDir(self.directory, spec.id)
         with self._store.exclusive():  # from here to the written spec, nobody drops its blobs
             for digest in (spec.disk, spec.kernel, spec.initrd):

@@ -134,7 +134,7 @@ class Relay(Stream):
 
 
 def open_link(vm: VmDir, request: Dict[str, Any]) -> socket.socket:
-    """A connection to a VM's supervisor with a request sent: reads block, writes give up after a while. Raises `Failure`."""
+    """A connection to a VM's supervisor with a request sent: reads block, writes give up. Raises `Failure`."""
     try:
         connection = vm.connect(_CONNECT_S)
     except OSError as error:

@@ -7,14 +7,14 @@ from typing import Dict, Optional
 #: Each cause and the remedy that is shown when whoever raised it knows no better one.
 REMEDIES: Dict[str, str] = {
     # reaching the host
-    "unreachable": "check the address, the network and that sshd runs there; `xenoshell hosts check NAME` shows each step",
-    "auth-failed": "check the user and key for this host in ~/.ssh/config or hosts.toml, and that your agent holds the key",
+    "unreachable": "check the address, the network and that sshd runs there: `xenoshell hosts check NAME`",
+    "auth-failed": "check this host's user and key in ~/.ssh/config or hosts.toml, and that your agent holds the key",
     "host-key-unknown": "compare the fingerprint with the owner's, then pin it with `xenoshell hosts trust NAME`",
     "host-key-changed": "somebody may be in between: ask the owner; only then `xenoshell hosts trust NAME --replace`",
     "connection-lost": "the VMs go on without the connection; run `xenoshell resume SESSION` when the host is back",
     "timeout": "the host did not answer in time; see `xenoshell hosts check NAME`, then `xenoshell resume SESSION`",
     "no-python": "install python3 (3.9 or newer) on the host",
-    "protocol": "something on the host writes into the connection (a login script?), or the versions differ; see the bytes shown",
+    "protocol": "see the bytes shown: does a login script print something, or do the versions differ?",
     # what the host says
     "bad-request": "this is a defect of xenoshell; please report it with the message",
     "busy": "another xenoshell is at the same work on this host; wait for it or stop it, then run again",
@@ -33,7 +33,7 @@ REMEDIES: Dict[str, str] = {
     "guest-poweroff": "the guest shut itself down; `xenoshell start SESSION/VM` boots it again",
     "killed": "QEMU was killed on the host (out of memory?); `xenoshell start SESSION/VM` boots it again",
     "stopped": "it was asked to stop; `xenoshell start SESSION/VM` boots it again",
-    "lease-expired": "`xenoshell start SESSION/VM` boots it again with a new lease; `xenoshell renew SESSION` in time prevents this",
+    "lease-expired": "`xenoshell start SESSION/VM` boots it again; `xenoshell renew SESSION` in time prevents this",
     "budget-spent": "raise budget.max_total in the session file and deploy again",
     "host-rebooted": "`xenoshell start SESSION/VM` boots it again",
     "ready-timeout": "the guest runs but does not answer: see `xenoshell logs SESSION/VM` and the [vm.ready] section",

@@ -1,4 +1,4 @@
-"""JSON <-> frozen dataclasses, strictly: what a peer says is hostile until it has become a value of the declared type."""
+"""JSON <-> frozen dataclasses, strictly: what a peer says is hostile until it is a value of the declared type."""
 
 from __future__ import annotations
 

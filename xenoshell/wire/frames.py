@@ -93,11 +93,13 @@ class FrameReader:
             if magic != MAGIC:
                 raise WireError("not a frame", bytes(buffer[at : at + 256]))
             if version != VERSION:
-                raise WireError("frame version %d, this side speaks %d" % (version, VERSION), bytes(buffer[at : at + 64]))
+                text = "frame version %d, this side speaks %d" % (version, VERSION)
+                raise WireError(text, bytes(buffer[at : at + 64]))
             if type_ not in TYPES:
                 raise WireError("unknown frame type %d" % type_, bytes(buffer[at : at + 64]))
             if length > MAX_PAYLOAD:
-                raise WireError("frame of %d bytes is over the limit of %d" % (length, MAX_PAYLOAD), bytes(buffer[at : at + 64]))
+                text = "frame of %d bytes is over the limit of %d" % (length, MAX_PAYLOAD)
+                raise WireError(text, bytes(buffer[at : at + 64]))
             end = at + HEADER.size + length
             if len(buffer) < end:
                 break

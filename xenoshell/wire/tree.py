@@ -1,8 +1,8 @@
 """The digest tree that names a blob, so that one can verify it in pieces and say which blocks two blobs share.
 
 leaf = SHA-256 of each 4 KiB block (the last one padded with zeros), node = SHA-256 of the leaf hashes of 1 MiB
-(up to 256 of them), root = SHA-256 of ``b"xenoshell blob 1\\n"``, the decimal size, ``b"\\n"`` and the node digests. The root
-is the blob's digest. The digest of a node that is all zeros is a constant, and holes of a sparse file are not read.
+(up to 256 of them), root = SHA-256 of ``b"xenoshell blob 1\\n"``, the decimal size, ``b"\\n"`` and the node digests.
+The root is the blob's digest. A node that is all zeros has a constant digest, and holes of a sparse file are not read.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ def read_full(fd: int, view: memoryview, offset: int) -> int:
 
 
 def leaves(fd: int, size: int) -> Iterator[bytes]:
-    """For each node of the open file ``fd`` of ``size`` bytes, in order, its concatenated leaf hashes (32 bytes a block).
+    """For each node of the open file ``fd`` of ``size`` bytes, in order, its leaf hashes (32 bytes a block).
 
     Raises `ShortFile` when the file ends early. Moves the file's offset.
     """

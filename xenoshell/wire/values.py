@@ -1,6 +1,6 @@
 """The values that cross the wire: what a host is told and what it answers.
 
-Sizes are bytes unless the name says otherwise (``_mib``), times are seconds (``_s``), wall-clock times are Unix seconds.
+Sizes are bytes unless the name says otherwise (``_mib``), times are seconds (``_s``), wall clock is Unix time.
 Python 3.9 reads this file, hence ``Optional`` and ``Tuple``.
 """
 
@@ -105,7 +105,7 @@ class BlobInfo:
 
 @dataclass(frozen=True)
 class Forward:
-    """A TCP or UDP port of the guest, reachable on the host. ``host`` 0 asks for a free port. ``bind`` is an IPv4 address."""
+    """A port of the guest, reachable on the host. ``host`` 0 asks for a free port. ``bind`` is an IPv4 address."""
 
     guest: int
     host: int = 0
@@ -123,7 +123,7 @@ class Forward:
 
 @dataclass(frozen=True)
 class Ready:
-    """When a guest counts as ready: a line on its console, an accepted TCP connection, an HTTP answer below 400, or at once."""
+    """When a guest counts as ready: a console line, an accepted TCP connection, an HTTP answer below 400, at once."""
 
     when: str  # console | tcp | http | none
     port: int = 0
