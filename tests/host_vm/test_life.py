@@ -1,0 +1,135 @@
+"""What becomes of a VM, with real guests: nobody may be needed to see it, and nothing may be left of it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import urllib.request
+from dataclasses import replace
+
+import pytest
+
+from tests.host_vm.guests import UP, World, gone
+from tests.support import eventually
+from xenoshell.host import proc
+from xenoshell.host.vmdir import VmDir, adopt, list_vms
+from xenoshell.wire import frames
+from xenoshell.wire.values import Forward, Ready
+
+pytestmark = pytest.mark.e2e
+
+
+def test_a_guest_boots_answers_and_is_metered(world: World) -> None:
+    guest = world.guest(ready=Ready("http", port=80), disk_bytes=64 << 20)
+    status = guest.until("ready")
+    assert status.accel == "tcg" and status.run == 1 and 0 < status.boot_s < 60
+    assert proc.identify(status.pid).started
+    (forward,) = status.forwards
+    assert 20000 <= forward.host <= 29999 and forward.guest == 80
+    page = urllib.request.urlopen(f"http://127.0.0.1:{forward.host}/", timeout=10).read()
+    assert page == b"hello from the guest\n"
+    before = guest.until(lambda s: s.usage.net_out > 0)
+    guest.shell("dd if=/dev/zero of=/dev/vda bs=1M count=5; sync; echo $((6*7))done", "42done")
+    after = guest.until(lambda s: s.usage.disk_written >= 5 << 20 and s.usage.cpu_s > before.usage.cpu_s)
+    assert after.usage.net_in > 0 and after.usage.memory_mib > 30 and after.usage.uptime_s > 1
+    log = guest.log()
+    assert b"SeaBIOS" in log[:200] and UP.encode() in log  # from the first byte on
+    assert after.console_bytes >= len(log) > 0
+
+    guest.order("stopped")
+    status = guest.until("exited", 15)
+    assert (status.cause, status.pid) == ("stopped", 0)
+    assert b"powering down" in guest.log()  # it was asked, not killed
+    assert not proc.qemus_in(guest.dir.path)
+
+    guest.order("running")
+    again = guest.until("ready")
+    assert again.run == 2 and again.forwards == status.forwards  # the port is kept
+    assert again.usage.cpu_s > status.usage.cpu_s and again.usage.disk_written >= 5 << 20
+
+    guest.order("destroyed")
+    eventually(lambda: not os.path.exists(guest.dir.path))
+    assert list_vms(str(world.host.vms)) == []
+    eventually(lambda: os.listdir(world.host.vms) == [])
+    eventually(lambda: not proc.qemus_in(guest.dir.path))
+
+
+def test_killed_supervisors_and_guardians_come_back_to_the_same_qemu(world: World) -> None:
+    guest = world.guest(ready=Ready("tcp", port=80), forwards=())
+    status = guest.until("ready")
+    assert status.forwards == ()  # the port that readiness needs is nobody else's business
+    guardian, supervisor = guest.keepers()
+
+    os.kill(supervisor.pid, signal.SIGKILL)
+    gone(supervisor)
+    eventually(guest.dir.supervisor_alive, 1.0)
+    eventually(lambda: guest.status().state == "ready")
+    assert guest.status().pid == status.pid and guest.keepers()[0] == guardian
+    assert b"console attached again" in guest.log()
+
+    supervisor = guest.keepers()[1]
+    os.kill(guardian.pid, signal.SIGKILL)
+    gone(guardian)
+    assert eventually(guest.keepers)[0] == supervisor  # it has stayed behind as guardian of its copy
+    os.kill(guest.keepers()[1].pid, signal.SIGKILL)
+    eventually(lambda: guest.status().pid == status.pid, 2.0)
+
+    for process in guest.keepers():
+        os.kill(process.pid, signal.SIGKILL)
+        gone(process)
+    assert not guest.dir.supervisor_alive() and proc.identify(status.pid).started
+    guest.adopt()
+    back = guest.status()
+    assert back.pid == status.pid and back.state == "ready" and back.usage.net_in >= status.usage.net_in
+    guest.shell("echo $((6*7))again", "42again")
+
+    guest.kill_qemu()
+    began = time.monotonic()
+    dead = guest.until("exited", 5)
+    assert time.monotonic() - began < 2 and dead.cause == "killed" and str(status.pid) in dead.message
+
+    guest.order("running")
+    running = guest.until(lambda s: s.state == "running" and s.run == 2)
+    for process in guest.keepers():
+        os.kill(process.pid, signal.SIGKILL)
+        gone(process)
+    guest.kill_qemu()
+    eventually(lambda: not proc.qemus_in(guest.dir.path))
+    guest.adopt()
+    assert running.run == 2 and guest.until("exited", 5).cause == "killed"  # nobody watched
+
+
+def test_a_panic_and_a_power_off_are_noticed_with_their_cause(world: World) -> None:
+    guest = world.guest()
+    for command, cause in (("echo c > /proc/sysrq-trigger", "guest-panic"), ("poweroff -f", "guest-poweroff")):
+        guest.until("ready")
+        guest.shell(command, command)
+        began = time.monotonic()
+        status = guest.until("exited", 10)
+        assert time.monotonic() - began < 4 and status.cause == cause
+        if cause == "guest-panic":
+            assert status.message.startswith("Kernel panic - not syncing: sysrq triggered crash")
+            log = guest.log()
+            assert b"Kernel panic" in log and b"Call Trace" in log
+            guest.order("running")
+
+
+def test_a_lease_ends_a_guest_that_does_not_listen_and_a_new_one_lets_it_start(world: World) -> None:
+    guest = world.guest(lease_s=5.0, stop_grace_s=1.0, cmdline="console=ttyS0 quiet noacpid nohttp", ready=Ready("http", port=80, timeout_s=3.0))
+    late = guest.until(lambda s: s.cause == "ready-timeout", 10)
+    assert late.state == "running" and "port 80" in late.message
+    status = guest.until("exited", 15)
+    assert status.cause == "lease-expired" and status.lease_left_s == 0
+    assert 5 <= status.usage.uptime_s < 9
+    guest.order("running")
+    again = guest.until("running")
+    assert again.run == 2 and again.lease_left_s > 3
+    with guest.talk() as talk:
+        assert talk.ask("renew", lease_s=1000.0)["lease_left_s"] == pytest.approx(1000, abs=1)
+    guest.until(lambda s: s.cause == "ready-timeout", 10)
+    guest.shell("httpd -p 80 -h /www; echo $((6*7))served", "42served")
+    ready = guest.until("ready", 20)  # what answers late is ready all the same
+    assert ready.cause == "" and ready.message == ""
+    guest.order("restart")
+    assert guest.until(lambda s: s.run == 3 and s.state == "running", 10).pid != ready.pid
