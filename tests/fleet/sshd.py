@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.support import descendants, eventually, free_port, kill, listening, running
+from tests.support import alive, descendants, eventually, free_port, kill, listening, running
 
 
 @dataclass
@@ -111,6 +111,11 @@ def sshd(
             finally:
                 sessions = descendants(child.pid)
                 child.kill()
+                for session in sessions:
+                    if "sshd" in session.command:
+                        kill(session)
+                with contextlib.suppress(AssertionError):  # a helper tidies up when its connection is gone
+                    eventually(lambda: not any(alive(s.pid) for s in sessions), 5)
                 for session in sessions:
                     kill(session)
     finally:

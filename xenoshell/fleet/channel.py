@@ -95,6 +95,7 @@ class Channel:
         self.shared = shared
         self.reader = FrameReader(preamble)
         self.failure: Failure | None = None
+        self._end = asyncio.Event()
         self.on_failure: Callable[[Failure], None] | None = None
         self._transport: Transport | None = None
         self._next = 1
@@ -138,6 +139,7 @@ class Channel:
         if self.failure is not None:
             return
         self.failure = failure
+        self._end.set()
         self._writable.set()
         for inbox in self._inboxes.values():
             inbox.fail(failure)
@@ -152,6 +154,12 @@ class Channel:
         """End the channel from this side."""
         self.on_failure = None
         self.fail(Failure("connection-lost", f"{self.name}: the channel was closed"))
+
+    async def ended(self) -> Failure:
+        """Wait for the channel's end; why it ended."""
+        await self._end.wait()
+        assert self.failure is not None
+        return self.failure
 
     def open(self, stream: int | None = None) -> Inbox:
         """Register for a stream's frames: a fresh id, or a given one (a transfer's, or 0 for the helper's greeting)."""

@@ -131,6 +131,7 @@ class _Sending:
         self._acknowledged = 0
         self._limit: asyncio.Timeout | None = None
         self._group: asyncio.TaskGroup | None = None
+        self._watching: asyncio.Task[None] | None = None
 
     def again(self, committed: dict[str, object]) -> tuple[int, ...]:
         """The segments that a commit found wrong; they count as not done."""
@@ -153,6 +154,7 @@ class _Sending:
             async with asyncio.timeout(self._stall_s) as self._limit:
                 while self._queue:  # more than once only if a channel died under its segments
                     async with asyncio.TaskGroup() as self._group:
+                        self._watching = self._group.create_task(self._watch_link())
                         for _ in range(channels_wanted(self._link.rtt_ms, left)):
                             self._add_channel()
         except TimeoutError:
@@ -164,7 +166,11 @@ class _Sending:
         except BaseExceptionGroup as group:
             raise _first(group) from None
         finally:
-            self._limit = self._group = None
+            self._limit = self._group = self._watching = None
+
+    async def _watch_link(self) -> None:
+        """End everything when the link ends, whatever is waited for."""
+        raise await self._link.control.ended()
 
     def _add_channel(self) -> None:
         if self._group is not None:
@@ -172,6 +178,14 @@ class _Sending:
             self._group.create_task(self._run_channel())
 
     async def _run_channel(self) -> None:
+        try:
+            await self._use_channel()
+        finally:
+            self._channels -= 1
+            if self._channels == 0 and self._watching is not None:
+                self._watching.cancel()
+
+    async def _use_channel(self) -> None:
         """One channel's part: as many segments in flight as its window takes, until there are no more."""
         channel = await self._link.extra_channel()
         if channel is None:
@@ -180,7 +194,6 @@ class _Sending:
         try:
             inbox = channel.open(self._transfer)
         except Failure:
-            self._channels -= 1
             if channel.shared and self._link.failure is None:
                 return  # no further channels are granted, and another task has the control channel already
             raise
@@ -191,7 +204,6 @@ class _Sending:
             if channel.failure is None or self._link.failure is not None or channel.shared:
                 raise
         finally:
-            self._channels -= 1
             self._flying -= sum(flying.values())
             self._queue.extendleft(sorted(flying, reverse=True))
             channel.release(inbox)
@@ -270,8 +282,10 @@ class _Sending:
         return self._acknowledged / max(asyncio.get_running_loop().time() - self._began, 0.001)
 
     def _patience(self) -> float:
-        """Seconds that the next acknowledgement may take."""
-        return max(self._stall_s, self._flying / SLOWEST) if self._acknowledged else self._stall_s
+        """Seconds that the next acknowledgement may take: more than ``stall_s`` where the line is known to be slow."""
+        if not self._acknowledged:
+            return self._stall_s
+        return max(self._stall_s, min(2 * self._flying / self._rate(), self._flying / SLOWEST))
 
 
 def _index(frame: Frame) -> int | None:
