@@ -6,11 +6,8 @@
 from __future__ import annotations
 
 import re
-import tomllib
 import types
 import typing
-from dataclasses import dataclass
-from decimal import Decimal
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,59 +17,16 @@ from pydantic_core import ErrorDetails
 from xenoshell import toml_positions
 from xenoshell.errors import BadInput
 from xenoshell.problems import FROM_FILE, KIND, Loc, nearest
+from xenoshell.toml_errors import InputError, InputErrors, key_path, shown
 from xenoshell.toml_positions import Position
+from xenoshell.toml_syntax import MAX_BYTES, parse
+
+__all__ = ["InputError", "InputErrors", "fields_of", "inner_models", "load", "loads", "read_text", "resolve"]
 
 M = TypeVar("M", bound=BaseModel)
 
-#: Larger files are refused unread, in bytes.
-MAX_BYTES = 4 << 20
-#: A file with syntax errors is read again without the line of each, to find further ones: so often at most, ...
-_MAX_ROUNDS = 20
-#: ... and only once if it is larger than this, in characters.
-_MAX_RETRIED = 256 << 10
-_MAX_KEY_PARTS = 64
+#: More errors of one file than anybody reads at once.
 _MAX_ERRORS = 100
-
-
-@dataclass(frozen=True)
-class InputError:
-    """One error of a file. ``line`` and ``column`` count from 1; 0: unknown. ``key`` is a path: ``vm[0].count``."""
-
-    file: str
-    line: int
-    key: str
-    found: str
-    allowed: str
-    nearest: str
-    message: str
-    column: int = 0
-    remedy: str = ""
-
-    def __str__(self) -> str:
-        place = (
-            self.file
-            + (f":{self.line}" if self.line else "")
-            + (f":{self.column}" if self.line and self.column else "")
-        )
-        head = f"{place}: {self.key + ': ' if self.key else ''}{self.message}" + (
-            f" (found {self.found})" if self.found else ""
-        )
-        lines = [head]
-        if self.nearest:
-            lines.append(f"  did you mean {self.nearest}?")
-        if self.allowed:
-            lines.append(f"  allowed: {self.allowed}")
-        if self.remedy:
-            lines.append(f"  {self.remedy}")
-        return "\n".join(lines)
-
-
-class InputErrors(BadInput):
-    """Everything that is wrong with one file, in the order of its lines."""
-
-    def __init__(self, errors: tuple[InputError, ...]) -> None:
-        super().__init__("\n".join(map(str, errors)))
-        self.errors = errors
 
 
 def load(path: Path, model: type[M]) -> M:
@@ -133,7 +87,7 @@ def read_text(path: Path) -> str:
 def loads(text: str, model: type[M], file: str = "<text>") -> M:
     """``text`` as a ``model``. Raises `InputErrors` with all errors of it; ``file`` is the name they are given."""
     # TOML knows \n and \r\n only; an editor's byte order mark is not worth an error.
-    document, errors = _parse(text.removeprefix("\ufeff"), file)
+    document, errors = parse(text.removeprefix("\ufeff"), file)
     if document is None:
         raise InputErrors(tuple(errors))
     try:
@@ -162,148 +116,6 @@ def resolve(path: str, base: Path) -> Path:
         return base / Path(path).expanduser()
     except RuntimeError as error:
         raise BadInput(f"{path}: there is no such home directory", "write the path in full") from error
-
-
-# ---------------------------------------------------------------- syntax
-
-
-@dataclass(frozen=True)
-class _Document:
-    values: dict[str, Any]
-    text: str  # as it could be read: lines with syntax errors are blank
-
-
-def _parse(text: str, file: str) -> tuple[_Document | None, list[InputError]]:
-    """What can be read of ``text``, and its syntax errors. No document: nothing sensible can be said about the rest."""
-    errors: list[InputError] = []
-
-    def bad(
-        message: str,
-        *,
-        line: int = 0,
-        column: int = 0,
-        key: str = "",
-        found: str = "",
-        allowed: str = "",
-        remedy: str = "",
-    ) -> None:
-        errors.append(InputError(file, line, key, found, allowed, "", message, column, remedy))
-
-    if len(text) > MAX_BYTES:
-        bad("it is too large", allowed=f"{MAX_BYTES >> 20} MiB at most")
-        return None, errors
-    # tomllib's time for a dotted key grows with the square of its parts.
-    lines = text.split("\n")
-    if any(line.count(".") >= _MAX_KEY_PARTS for line in lines):
-        line, parts = toml_positions.longest_key(text)
-        if parts > _MAX_KEY_PARTS:
-            bad("a key with too many parts", line=line, found=f"{parts} parts", allowed=f"{_MAX_KEY_PARTS} at most")
-            return None, errors
-    header_lost = False
-    for _ in range(_MAX_ROUNDS if len(text) <= _MAX_RETRIED else 1):
-        current = "\n".join(lines)
-        try:
-            values = tomllib.loads(current, parse_float=_decimal)
-            return (None if header_lost else _Document(values, current)), errors
-        except RecursionError:
-            bad(
-                "nested too deeply",
-                line=toml_positions.deepest(current),
-                remedy="a session file needs five levels at most",
-            )
-            return None, errors
-        except tomllib.TOMLDecodeError as error:
-            message, line, column = _reason(error)
-            if header_lost and message.startswith("Cannot "):
-                break  # keys of the lost table, seen as another's
-            if not 1 <= line <= len(lines):
-                line = _last_line(lines)
-                if not errors:
-                    bad(f"{message} at the end of the file", line=line, remedy=_remedy(message, ""))
-                break
-            written = lines[line - 1]
-            bad(
-                _plain(message), line=line, column=column, key=_key_of(written),
-                found=_shown_text(written.strip()), allowed=_allowed(message), remedy=_remedy(message, written),
-            )  # fmt: skip
-            if not written.strip() or written.lstrip().startswith("#"):
-                break  # no progress
-            header_lost = header_lost or written.lstrip().startswith("[")
-            lines[line - 1] = ""
-        except ValueError as error:
-            line = toml_positions.long_integer(current, 4000)
-            bad(
-                f"a number that cannot be read: {error}"[:200] if not line else "a number with too many digits",
-                line=line,
-            )
-            return None, errors
-    return None, errors
-
-
-def _decimal(text: str) -> Decimal:
-    """A float as it is written, exactly; with so many digits that nobody means it, not a number."""
-    return Decimal(text) if len(text) <= 100 else Decimal("NaN")
-
-
-_AT = re.compile(r"(?P<message>.*?) \(at (?:line (?P<line>\d+), column (?P<column>\d+)|end of document)\)\Z", re.DOTALL)
-
-
-def _reason(error: tomllib.TOMLDecodeError) -> tuple[str, int, int]:
-    """tomllib's message, and the line and column (from 1; 0 at the end of the document) in it."""
-    found = _AT.match(str(error))
-    if found is None:
-        return str(error), 0, 0
-    return found["message"], int(found["line"] or 0), int(found["column"] or 0)
-
-
-def _plain(message: str) -> str:
-    if message.startswith("Illegal character '\\n'"):
-        return "the text is not closed on its line"
-    if message.startswith("Illegal character '\\r'"):
-        return "a carriage return in the middle of a line"
-    if message.startswith("Cannot overwrite"):
-        return "this key has a value already"
-    if message.startswith("Cannot declare"):
-        return "this section is there already"
-    if message.startswith("Expected newline or end of document"):
-        return "something follows the value"
-    return message[:1].lower() + message[1:200]
-
-
-def _allowed(message: str) -> str:
-    if message.startswith(("Invalid value", "Expected newline or end of document")):
-        return '"text" in quotes, a number, true or false, a [list], a { table }'
-    if message.startswith(("Invalid statement", "Expected '='", "Invalid initial character for a key")):
-        return "key = value, [section], [[vm]], # comment"
-    return ""
-
-
-def _remedy(message: str, written: str) -> str:
-    if message.startswith(("Invalid value", "Expected newline or end of document")):
-        found = re.fullmatch(r"\s*([A-Za-z0-9_.-]+)\s*=\s*([^\"'\[{#\s][^\"'#]*?)\s*(#.*)?", written)
-        if found:
-            value = found[2]
-            if value.lower() in ("true", "false", "yes", "no", "on", "off"):
-                return f"write {'true' if value.lower() in ('true', 'yes', 'on') else 'false'}"
-            return f'write {found[1]} = "{value[:60]}"'
-    if message.startswith(("Illegal character '\\n'", "Unterminated string", 'Expected "\'"')):
-        return "close the quotes; text of several lines goes into three of them"
-    if message.startswith(("Unclosed array", "Unclosed inline table")):
-        return "close the bracket"
-    if message.startswith("Cannot overwrite"):
-        return "remove one of the two"
-    if message.startswith("Cannot declare"):
-        return "each [section] once; for one more VM group, begin with [[vm]]"
-    return ""
-
-
-def _key_of(line: str) -> str:
-    found = re.match(r"\s*([A-Za-z0-9_.-]{1,80})\s*=", line)
-    return found[1] if found else ""
-
-
-def _last_line(lines: list[str]) -> int:
-    return max((i for i, line in enumerate(lines, 1) if line.strip()), default=1)
 
 
 # ---------------------------------------------------------------- what the model says
@@ -398,41 +210,6 @@ def _offset(position: Position, column: object) -> int:
     if position.string.startswith(('"""', "'''")) or "\\" in position.string:
         return 0
     return column + 1
-
-
-def key_path(loc: Loc) -> str:
-    """A place as people write it: ``vm[0].resources.memory``."""
-    out = ""
-    for part in loc:
-        if isinstance(part, int):
-            out += f"[{part}]"
-        else:
-            name = part if re.fullmatch(r"[A-Za-z0-9_-]{1,60}", part) else _shown_text(part, 60)
-            out += f".{name}" if out else name
-    return out
-
-
-def shown(value: object) -> str:
-    """A value for a message: short, whatever it is."""
-    if isinstance(value, str):
-        return _shown_text(value)
-    if isinstance(value, bool):
-        return "true" if value else "false"
-    if isinstance(value, int):
-        return str(value) if value.bit_length() < 200 else "a very large number"
-    if isinstance(value, float | Decimal):
-        return str(value)[:60]
-    if isinstance(value, dict):
-        return "a table" + (f" with {', '.join(key_path((str(k),)) for k in list(value)[:4])}" if value else "")
-    if isinstance(value, list | tuple):
-        return f"a list of {len(value)}"
-    return "nothing" if value is None else str(value)[:60]
-
-
-def _shown_text(text: str, limit: int = 80) -> str:
-    quoted = repr(text[:limit])
-    quoted = '"' + quoted[1:-1].replace('"', '\\"') + '"' if quoted[0] == "'" else quoted
-    return quoted if len(text) <= limit else quoted[:-1] + '..."'
 
 
 # ---------------------------------------------------------------- the model's shape

@@ -181,12 +181,9 @@ def test_the_schema_refuses_a_size_without_a_unit_and_an_unknown_word() -> None:
 
 def test_reading_a_session_file_loads_no_network_and_no_screen() -> None:
     code = (
-        "import sys; from pathlib import Path; from xenoshell.session.load import load_session; from xenoshell.session import new;"
-        "load_session(Path(sys.argv[1])); print(*sorted(sys.modules))"
+        "import sys; from pathlib import Path; from xenoshell.session import new; "
+        "from xenoshell.session.load import load_session; load_session(Path(sys.argv[1])); print(*sorted(sys.modules))"
     )
-    sample = str(data.sample("all-keys.toml"))
-    command = [sys.executable, "-c", code, sample]
+    command = [sys.executable, "-c", code, str(data.sample("all-keys.toml"))]
     loaded = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.split()
-        [sys.executable, "-c", code, sample], capture_output=True, text=True, check=True, timeout=60
-    ).stdout.split()
     assert not {"textual", "asyncssh", "zstandard", "humanize", "tree_sitter", "asyncio"} & set(loaded)

@@ -6,7 +6,6 @@ from Python too (``Session(schema_=1, name=..., vm=(...,))``) and are checked ju
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal, Self
@@ -16,116 +15,33 @@ from pydantic import AfterValidator, BeforeValidator, Field, ModelWrapValidatorH
 from xenoshell.fields import (
     BindAddress,
     Currency,
-    Duration,
     HostName,
     Line,
     Model,
     Money,
     Name,
     Port,
-    Size,
-    Text,
     WhereField,
-    Whole,
 )
 from xenoshell.fleet.where import Where
 from xenoshell.problems import Problems, refuse
-from xenoshell.session import placeholders
-
-MIB = 1 << 20
-
-
-# ---------------------------------------------------------------- kinds of values that only sessions have
-
-
-def _no_unknown_placeholders(value: str) -> str:
-    known = " ".join(f"{{{word}}}" for word in placeholders.KNOWN)
-    found = placeholders.unknown(value)
-    if found:
-        words = ", ".join(f"{{{u.word}}}" for u in found[:5])
-        raise refuse(
-            f"unknown placeholder: {words}", allowed=known, column=found[0].column,
-            remedy=f"for the text itself, double the braces: {{{{{found[0].word}}}}}",
-        )  # fmt: skip
-    return value
-
-
-def _hostname(value: str) -> str:
-    filled = placeholders.expand(value, vm="x", host="x", session="x", index=1)
-    if (
-        not re.fullmatch(r"(?!-)[A-Za-z0-9-]{1,63}(?<!-)(\.(?!-)[A-Za-z0-9-]{1,63}(?<!-))*", filled)
-        or len(filled) > 253
-    ):
-        raise refuse("not a host name", allowed="letters, digits, hyphens and dots, and placeholders such as {vm}")
-    return value
-
-
-def _image(value: str) -> str:
-    if not re.fullmatch(r"(sha256:)?[A-Za-z0-9][A-Za-z0-9._+-]{0,127}", value):
-        raise refuse("not an image", allowed="a name (letters, digits, . _ + -) or a digest (64 hexadecimal digits)")
-    return value
-
-
-def _memory(value: int) -> int:
-    if value % MIB:
-        up = -(-value // MIB)
-        raise refuse("not whole MiB", allowed="a multiple of 1MiB", remedy=f'write "{up}MiB"')
-    if not MIB <= value <= MIB << 26:
-        raise refuse("out of range", allowed="1MiB to 64TiB")
-    return value
-
-
-def _disk(value: int) -> int:
-    if value % 512 or not MIB <= value <= 1 << 50:
-        raise refuse("out of range, or not a multiple of 512 bytes", allowed="1MiB to 1024TiB")
-    return value
-
-
-def _lease(value: float) -> float:
-    if value < 1:
-        raise refuse("too short", allowed="1s or more")
-    return value
-
-
-def _timeout(value: float) -> float:
-    if value < 0.1:
-        raise refuse("too short", allowed="100ms or more")
-    return value
-
-
-def _guest_path(value: str) -> str:
-    parts = value.split("/")
-    if not value.startswith("/") or value.endswith("/") or ".." in parts or len(value) > 4000:
-        raise refuse("not the path of a file in the guest", allowed="an absolute path without .., such as /etc/motd")
-    return value
-
-
-def _mode(value: Any) -> Any:
-    if isinstance(value, str) and re.fullmatch(r"0?[0-7]{3,4}", value, re.ASCII):
-        return value
-    raise refuse(
-        "not a file mode", allowed='octal digits in quotes, such as "0644"',
-        remedy=f'write "0{value}"' if isinstance(value, int) and re.fullmatch("[0-7]{3}", str(value)) else "",
-    )  # fmt: skip
-
-
-def _owner(value: str) -> str:
-    if not re.fullmatch(r"[a-z_0-9][a-z0-9_.-]{0,31}\$?(:[a-z_0-9][a-z0-9_.-]{0,31})?", value, re.ASCII):
-        raise refuse("not an owner", allowed="user or user:group, such as www-data:www-data")
-    return value
-
-
-def _url_path(value: str) -> str:
-    if not re.fullmatch(r"/[!-~]{0,2000}", value):
-        raise refuse("not the path of a URL", allowed="/ and then printable ASCII without spaces, such as /healthz")
-    return value
-
-
-def _cmdline(value: str) -> str:
-    if len(value) > 4000:
-        raise refuse("too long", allowed="at most 4000 characters")
-    return value
-
+from xenoshell.session.values import (
+    MIB,
+    Cmdline,
+    Count,
+    Disk,
+    Filled,
+    GuestName,
+    GuestPath,
+    ImageRef,
+    Lease,
+    Memory,
+    Mode,
+    Owner,
+    Timeout,
+    UrlPath,
+    Vcpus,
+)
 
 # ---------------------------------------------------------------- the models, from the inside out
 
@@ -142,7 +58,7 @@ class Budget(Model):
     currency: Currency | None = Field(
         None, description="Currency of the two limits (ISO 4217), such as EUR. Left out: that of the hosts' prices."
     )
-    lease: Annotated[Duration, AfterValidator(_lease)] | None = Field(
+    lease: Lease | None = Field(
         None,
         description='How long a host may keep the VMs without hearing a renewal: "24h". Left out: without limit.',
     )
@@ -151,11 +67,9 @@ class Budget(Model):
 class Resources(Model):
     """What each VM gets."""
 
-    vcpus: Annotated[Whole, Field(ge=1, le=1024)] = Field(1, description="Virtual CPUs.")
-    memory: Annotated[Size, AfterValidator(_memory)] = Field(
-        512 * MIB, description='Memory, such as "1GiB"; whole MiB.'
-    )
-    disk: Annotated[Size, AfterValidator(_disk)] | None = Field(
+    vcpus: Vcpus = Field(1, description="Virtual CPUs.")
+    memory: Memory = Field(512 * MIB, description='Memory, such as "1GiB"; whole MiB.')
+    disk: Disk | None = Field(
         None,
         description="Virtual size of the disk, at least the image's. Left out: the image's. Without an image: empty.",
     )
@@ -214,19 +128,13 @@ class Network(Model):
 class File(Model):
     """A file that is put into the guest at its first boot."""
 
-    path: Annotated[Line, AfterValidator(_guest_path)] = Field(
-        description="Where it goes in the guest: an absolute path."
-    )
-    content: Annotated[Text, AfterValidator(_no_unknown_placeholders)] | None = Field(
-        None, description="Its text. Placeholders: {vm} {host} {session} {index}."
-    )
+    path: GuestPath = Field(description="Where it goes in the guest: an absolute path.")
+    content: Filled | None = Field(None, description="Its text. Placeholders: {vm} {host} {session} {index}.")
     source: Line | None = Field(
         None, description="A file of yours that is copied as it is; relative to the session file. Instead of content."
     )
-    mode: Annotated[str, BeforeValidator(_mode)] = Field(
-        "0644", description='Permissions, octal, as text: "0755".', pattern="^0?[0-7]{3,4}$"
-    )
-    owner: Annotated[Line, AfterValidator(_owner)] = Field("root:root", description="user or user:group in the guest.")
+    mode: Mode = Field("0644", description='Permissions, octal, as text: "0755".', pattern="^0?[0-7]{3,4}$")
+    owner: Owner = Field("root:root", description="user or user:group in the guest.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -242,7 +150,7 @@ class File(Model):
 class Customise(Model):
     """What is done to each VM at its first boot."""
 
-    hostname: Annotated[Line, AfterValidator(_no_unknown_placeholders), AfterValidator(_hostname)] | None = Field(
+    hostname: GuestName | None = Field(
         None,
         description="Host name in the guest. Placeholders: {vm} {host} {session} {index}. Left out: the VM's name.",
     )
@@ -250,7 +158,7 @@ class Customise(Model):
         (),
         description="SSH keys that may log in: files (~ works; relative to the session file), or keys as text.",
     )
-    run: tuple[Annotated[Text, AfterValidator(_no_unknown_placeholders)], ...] = Field(
+    run: tuple[Filled, ...] = Field(
         (), description="Shell commands, run in order as root. Placeholders: {vm} {host} {session} {index}."
     )
     file: tuple[File, ...] = Field((), description="Files to put into the guest.")
@@ -276,11 +184,9 @@ class ReadyRule(Model):
         "console: a text on its console; none: as soon as it runs.",
     )
     port: Port | None = Field(None, description="The guest's port, for http and tcp. It need not be forwarded.")
-    path: Annotated[Line, AfterValidator(_url_path)] = Field("/", description="What to ask for, for http.")
+    path: UrlPath = Field("/", description="What to ask for, for http.")
     match: Line = Field("login:", description="The literal text to wait for, for console.")
-    timeout: Annotated[Duration, AfterValidator(_timeout)] = Field(
-        120.0, description="After this long without it the VM is reported; it goes on running."
-    )
+    timeout: Timeout = Field(120.0, description="After this long without it the VM is reported; it goes on running.")
 
     @model_validator(mode="after")
     def _check(self) -> Self:
@@ -309,17 +215,15 @@ class VmGroup(Model):
     """One or more VMs of the same make."""
 
     name: Name = Field(description="VMs are called NAME-1, NAME-2, ...; NAME alone when count is 1.")
-    image: Annotated[Line, AfterValidator(_image)] | None = Field(
+    image: ImageRef | None = Field(
         None, description="Name or digest of the image. May be left out when a kernel is given."
     )
     kernel: Line | None = Field(
         None, description="A kernel file of yours instead of the image's: any that QEMU boots, not only Linux."
     )
     initrd: Line | None = Field(None, description="An initial RAM disk file of yours.")
-    cmdline: Annotated[Line, AfterValidator(_cmdline)] | None = Field(None, description="The kernel's command line.")
-    count: Annotated[Whole, Field(ge=1, le=10_000)] = Field(
-        1, description="How many VMs. With hosts: as many as hosts are named."
-    )
+    cmdline: Cmdline | None = Field(None, description="The kernel's command line.")
+    count: Count = Field(1, description="How many VMs. With hosts: as many as hosts are named.")
     hosts: tuple[HostName, ...] = Field(
         (), description="The hosts, by name, one for each VM; one named twice gets two. Left out: they are chosen."
     )
