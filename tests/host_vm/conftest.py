@@ -31,9 +31,7 @@ def boot_files(packages: Packages) -> Iterator[tuple[Path, Path]]:
         (modules,) = directory.glob("**/lib/modules/*")
         (busybox,) = directory.glob("**/bin/busybox")
         initrd = directory / "initrd"
-        initrd.write_bytes(
-            initramfs.build(busybox.read_bytes(), initramfs.Modules(modules).closure((), MODULES), INIT)
-        )
+        initrd.write_bytes(initramfs.build(busybox.read_bytes(), initramfs.Modules(modules).closure((), MODULES), INIT))
         yield kernel, initrd
 
 

@@ -201,6 +201,15 @@ class Guest:
         (supervisor,) = [p for p in found.values() if parent(p.pid) in found]
         return found[parent(supervisor.pid)], supervisor
 
+    def kill_keepers(self) -> None:
+        """SIGKILL guardian and supervisor as if at once: neither may see the other die."""
+        keepers = self.keepers()
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            for process in keepers:
+                os.kill(process.pid, number)
+        for process in keepers:
+            gone(process)
+
     def kill_qemu(self) -> None:
         """SIGKILL its QEMU."""
         (qemu,) = proc.qemus_in(self.dir.path)
@@ -257,5 +266,3 @@ class World:
 def gone(process: proc.Process, timeout_s: float = 5.0) -> None:
     """Wait until a process has ended."""
     eventually(lambda: not proc.alive(process), timeout_s, f"the end of process {process.pid}")
-
-

@@ -6,16 +6,14 @@ import os
 import signal
 import time
 import urllib.request
-from dataclasses import replace
 
 import pytest
 
 from tests.host_vm.guests import UP, World, gone
 from tests.support import eventually
 from xenoshell.host import proc
-from xenoshell.host.vmdir import VmDir, adopt, list_vms
-from xenoshell.wire import frames
-from xenoshell.wire.values import Forward, Ready
+from xenoshell.host.vmdir import list_vms
+from xenoshell.wire.values import Ready
 
 pytestmark = pytest.mark.e2e
 
@@ -75,9 +73,7 @@ def test_killed_supervisors_and_guardians_come_back_to_the_same_qemu(world: Worl
     os.kill(guest.keepers()[1].pid, signal.SIGKILL)
     eventually(lambda: guest.status().pid == status.pid, 2.0)
 
-    for process in guest.keepers():
-        os.kill(process.pid, signal.SIGKILL)
-        gone(process)
+    guest.kill_keepers()
     assert not guest.dir.supervisor_alive() and proc.identify(status.pid).started
     guest.adopt()
     back = guest.status()
@@ -91,9 +87,7 @@ def test_killed_supervisors_and_guardians_come_back_to_the_same_qemu(world: Worl
 
     guest.order("running")
     running = guest.until(lambda s: s.state == "running" and s.run == 2)
-    for process in guest.keepers():
-        os.kill(process.pid, signal.SIGKILL)
-        gone(process)
+    guest.kill_keepers()
     guest.kill_qemu()
     eventually(lambda: not proc.qemus_in(guest.dir.path))
     guest.adopt()
@@ -116,7 +110,12 @@ def test_a_panic_and_a_power_off_are_noticed_with_their_cause(world: World) -> N
 
 
 def test_a_lease_ends_a_guest_that_does_not_listen_and_a_new_one_lets_it_start(world: World) -> None:
-    guest = world.guest(lease_s=5.0, stop_grace_s=1.0, cmdline="console=ttyS0 quiet noacpid nohttp", ready=Ready("http", port=80, timeout_s=3.0))
+    guest = world.guest(
+        lease_s=5.0,
+        stop_grace_s=1.0,
+        cmdline="console=ttyS0 quiet noacpid nohttp",
+        ready=Ready("http", port=80, timeout_s=3.0),
+    )
     late = guest.until(lambda s: s.cause == "ready-timeout", 10)
     assert late.state == "running" and "port 80" in late.message
     status = guest.until("exited", 15)

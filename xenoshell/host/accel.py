@@ -1,7 +1,7 @@
 """Acceleration is proven, not assumed: /dev/kvm can open on a machine where a stock guest never runs an instruction.
 
-A proof boots the kernel in question with a one-file initramfs under KVM, against a short deadline, once for each QEMU, kernel
-and boot of the host.
+A proof boots the kernel in question with a one-file initramfs under KVM, against a short deadline, once for each QEMU,
+kernel and boot of the host.
 """
 
 from __future__ import annotations
@@ -38,7 +38,9 @@ def device() -> str:
 
 
 def kvm_state(proofs: str, arch: str = "x86_64") -> str:
-    """What is known of KVM on this host: absent, denied, unproven, usable (for some kernel) or broken (for all that were tried)."""
+    """What is known of KVM on this host: absent, denied, unproven, usable (for some kernel) or broken (for all that
+    were tried).
+    """
     state = device()
     if state != "there":
         return state
@@ -49,8 +51,8 @@ def kvm_state(proofs: str, arch: str = "x86_64") -> str:
 
 
 def prove(kernel: str, digest: str, proofs: str, arch: str = "x86_64", deadline_s: float = DEADLINE_S) -> Proof:
-    """Whether KVM runs the kernel file ``kernel`` (SHA-256 or other name: ``digest``). Takes up to ``deadline_s`` seconds
-    the first time; afterwards, until QEMU or the boot changes, the proof in directory ``proofs`` answers.
+    """Whether KVM runs the kernel file ``kernel`` (SHA-256 or other name: ``digest``). Takes up to ``deadline_s``
+    seconds the first time; afterwards, until QEMU or the boot changes, the proof in directory ``proofs`` answers.
     """
     path = os.path.join(proofs, _prefix(arch) + hashlib.sha256(digest.encode()).hexdigest()[:16] + ".json")
     known = _read(path)
@@ -68,8 +70,9 @@ def prove(kernel: str, digest: str, proofs: str, arch: str = "x86_64", deadline_
 
 
 def choose(spec: VmSpec, proofs: str, blobs: str) -> str:
-    """kvm or tcg for this VM. ``auto`` takes KVM where it is proven for the VM's kernel; a VM that boots no Linux kernel of
-    ours to see (a disk, another system) takes it where it is proven for any. Raises `Failure` no-acceleration.
+    """kvm or tcg for this VM. ``auto`` takes KVM where it is proven for the VM's kernel; a VM that boots no Linux
+    kernel of ours to see (a disk, another system) takes it where it is proven for any. Raises `Failure`
+    no-acceleration.
     """
     if spec.accel == "tcg":
         return "tcg"
@@ -90,7 +93,9 @@ def choose(spec: VmSpec, proofs: str, blobs: str) -> str:
 
 
 def is_linux(path: str) -> bool:
-    """Whether a file is a Linux kernel for x86 (Documentation/arch/x86/boot.rst): others use that format, with other version texts."""
+    """Whether a file is a Linux kernel for x86 (Documentation/arch/x86/boot.rst): others use that format, with other
+    version texts.
+    """
     try:
         with open(path, "rb") as file:
             head = file.read(0x8200)
@@ -103,7 +108,9 @@ def is_linux(path: str) -> bool:
 
 
 def _candidates(spec: VmSpec, proofs: str, blobs: str) -> List[Tuple[str, str]]:
-    """The kernels, as (path, digest), that may prove KVM for ``spec``: its own if it is Linux, else up to two known ones."""
+    """The kernels, as (path, digest), that may prove KVM for ``spec``: its own if it is Linux, else up to two known
+    ones.
+    """
     if spec.boot == "kernel" and spec.kernel and is_linux(os.path.join(blobs, spec.kernel)):
         return [(os.path.join(blobs, spec.kernel), spec.kernel)]
     known = [p for p in _held(proofs, spec.arch) if p.works and DIGEST.match(p.kernel)]
@@ -126,7 +133,9 @@ def own_kernel() -> Optional[str]:
 
 
 def _prefix(arch: str) -> str:
-    """Of proof names: what changes with the boot and with QEMU itself (its file, which is quicker to look at than its version)."""
+    """Of proof names: what changes with the boot and with QEMU itself (its file, which is quicker to look at than its
+    version).
+    """
     path = os.path.realpath(shutil.which(qemu.binary(arch)) or "")
     try:
         info = os.stat(path)

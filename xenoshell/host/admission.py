@@ -12,8 +12,8 @@ DISK_MIB = 64
 
 
 def admit(spec: VmSpec, facts: HostFacts) -> None:
-    """Return if this host can run ``spec`` now. Raises `Failure`: bad-request, no-hypervisor, no-acceleration, not-found,
-    no-memory or disk-full.
+    """Return if this host can run ``spec`` now. Raises `Failure`: bad-request, no-hypervisor, no-acceleration,
+    not-found, no-memory or disk-full.
     """
     wrong = ready.wrong(spec)
     if spec.network == "bridge" and spec.forwards:

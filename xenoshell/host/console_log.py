@@ -84,7 +84,9 @@ class ConsoleLog:
         return [item for item in found if item[1]]
 
     def read(self, tail: int = 0) -> Iterator[bytes]:
-        """The log in pieces; with ``tail`` only that many last bytes. A note stands where bytes were dropped in between."""
+        """The log in pieces; with ``tail`` only that many last bytes. A note stands where bytes were dropped in
+        between.
+        """
         files = self.files()
         kept = sum(size for _, size in files)
         missing = self.total - kept

@@ -1,8 +1,9 @@
 """The guardian of a supervisor: a parent that does nothing but start it again when it dies.
 
-Both are copies of one process, made by fork. The guardian is "subreaper", so that the QEMU of a dead supervisor becomes its
-child and not init's. It lives as long as a pipe is open: when it dies, the supervisor reads the end of the pipe and splits in
-two itself (`renew`): the old process stays behind as the new guardian, its copy goes on as supervisor with all its connections.
+Both are copies of one process, made by fork. The guardian is "subreaper", so that the QEMU of a dead supervisor
+becomes its child and not init's. It lives as long as a pipe is open: when it dies, the supervisor reads the end of the
+pipe and splits in two itself (`renew`): the old process stays behind as the new guardian, its copy goes on as
+supervisor with all its connections.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ _PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 
 
 def start(supervise: Supervise) -> int:
-    """Fork guardian and supervisor away from this process; 0 once the supervisor announced itself, 1 if it died before."""
+    """Fork guardian and supervisor away from this process; 0 once the supervisor announced itself, 1 if it died
+    before.
+    """
     hear, announce = os.pipe()
     if os.fork():
         os.close(announce)

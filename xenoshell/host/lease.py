@@ -16,7 +16,9 @@ class Now(NamedTuple):
 
 @dataclass(frozen=True)
 class Lease:
-    """Until when a VM may run: on the clock of one boot, and on the wall clock for when that boot is over. 0: for ever."""
+    """Until when a VM may run: on the clock of one boot, and on the wall clock for when that boot is over. 0: for
+    ever.
+    """
 
     boot_until: float = 0.0
     boot_id: str = ""
@@ -38,7 +40,9 @@ def left(lease: Lease, now: Now) -> float:
 
 @dataclass(frozen=True)
 class Running:
-    """How long a VM has run: whole seconds of earlier runs, and this run's start and the last moment it was seen alive."""
+    """How long a VM has run: whole seconds of earlier runs, and this run's start and the last moment it was seen
+    alive.
+    """
 
     before_s: float = 0.0
     since: float = 0.0  # on the clock of boot_id; 0: not running

@@ -20,7 +20,9 @@ def read_json(path: str) -> Optional[Dict[str, Any]]:
 
 
 def try_lock(path: str) -> Optional[int]:
-    """Take the exclusive lock on file ``path`` (made if missing): a descriptor that holds it, or None while another does."""
+    """Take the exclusive lock on file ``path`` (made if missing): a descriptor that holds it, or None while another
+    does.
+    """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)

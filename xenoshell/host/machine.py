@@ -34,6 +34,7 @@ class Machine:
         self,
         reactor: Reactor,
         directory: str,
+        *,
         on_console: Callable[[bytes], None],
         on_ready: Callable[[], None],
         on_event: Callable[[str, Dict[str, Any]], None],
@@ -95,7 +96,7 @@ class Machine:
         self._qmp = Qmp(self._reactor, monitor, self._on_ready, self._on_event, self._lost)
 
     def find(self) -> Optional[Process]:
-        """The running QEMU of this VM, whoever started it; None if there is none, pid 0 for one that is just starting."""
+        """The running QEMU of this VM, whoever started it: None if there is none, pid 0 if it is just starting."""
         if not locks.locked(os.path.join(self._directory, LOCK)):
             return None
         found = proc.qemus_in(self._directory)

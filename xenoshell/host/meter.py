@@ -39,7 +39,9 @@ def packets(data: bytes, mac: bytes) -> Tuple[int, int, int]:
 
 
 class Dump:
-    """Reads what QEMU's filter-dump appends to ``path``, from ``offset`` on. Raises nothing: metering never stops a VM."""
+    """Reads what QEMU's filter-dump appends to ``path``, from ``offset`` on. Raises nothing: metering never stops a
+    VM.
+    """
 
     def __init__(self, path: str, mac: str, offset: int = 0) -> None:
         self._path = path

@@ -37,8 +37,8 @@ def choose(
     is_free: Callable[[str, str, int], bool] = free,
     who: Callable[[str, int], str] = lambda proto, port: "",
 ) -> Tuple[Forward, ...]:
-    """``forwards`` with every host port filled in. A port chosen ``before`` is kept while it is free; ``seed`` says where
-    to begin looking, so that many VMs do not try the same ones. Raises `Failure` port-in-use.
+    """``forwards`` with every host port filled in. A port chosen ``before`` is kept while it is free; ``seed`` says
+    where to begin looking, so that many VMs do not try the same ones. Raises `Failure` port-in-use.
     """
     taken: List[Tuple[str, int]] = [(f.proto, f.host) for f in forwards if f.host]
     chosen = []

@@ -1,4 +1,4 @@
-"""The smallest initramfs that can tell that its kernel reached user space: one file, `/init`, assembled here by hand."""
+"""The smallest initramfs that tells that its kernel reached user space: one file, `/init`, assembled by hand."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ _HEADERS = 64 + 56
 
 
 def elf() -> bytes:
-    """A static x86-64 ELF that writes `MARKER` to its standard output (init's is /dev/console) and switches the machine off.
+    """A static x86-64 ELF that writes `MARKER` to its standard output (init's is /dev/console) and switches the
+    machine off.
 
     System call numbers: arch/x86/entry/syscalls/syscall_64.tbl; reboot's magic: include/uapi/linux/reboot.h.
     """

@@ -12,7 +12,9 @@ PAGE = os.sysconf("SC_PAGE_SIZE")
 
 
 class Process(NamedTuple):
-    """A process, known for certain: a pid is used again, but never with the same start time (in clock ticks since boot)."""
+    """A process, known for certain: a pid is used again, but never with the same start time (in clock ticks since
+    boot).
+    """
 
     pid: int
     started: int
@@ -88,7 +90,9 @@ def command(pid: int) -> List[str]:
 
 
 def qemus_in(directory: str) -> List[Process]:
-    """The QEMU processes whose working directory is ``directory``: the one of a VM, since each runs in its VM's directory."""
+    """The QEMU processes whose working directory is ``directory``: the one of a VM, since each runs in its VM's
+    directory.
+    """
     directory = os.path.realpath(directory)
     return [
         identify(pid)

@@ -28,7 +28,8 @@ def binary(arch: str) -> str:
 
 def arguments(spec: VmSpec, forwards: Tuple[Forward, ...], accel: str, files: Files, bridge: str = "br0") -> List[str]:
     """The whole command line. ``forwards`` have their host ports; ``accel`` is kvm or tcg. The VM starts paused (-S)
-    so that whoever owns it hears its first byte, and pauses when the guest goes down (-no-shutdown) so that nobody misses why.
+    so that whoever owns it hears its first byte, and pauses when the guest goes down (-no-shutdown) so that nobody
+    misses why.
     """
     out = [binary(spec.arch), "-name", spec.id, "-M", MACHINES[spec.arch]]
     out += ["-nodefaults", "-no-user-config", "-display", "none", "-S", "-no-shutdown"]

@@ -17,7 +17,9 @@ Reply = Callable[[Any, str], None]  # (what "return" holds, "") or (None, why it
 
 
 class Qmp:
-    """One monitor connection. ``on_ready()`` after the handshake, ``on_event(name, data)``, ``on_close()`` when it is lost."""
+    """One monitor connection. ``on_ready()`` after the handshake, ``on_event(name, data)``, ``on_close()`` when it is
+    lost.
+    """
 
     def __init__(
         self,

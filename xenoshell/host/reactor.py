@@ -79,8 +79,8 @@ class Reactor:
     def fork(self, work: Callable[[], Dict[str, Any]], done: Callable[[Optional[Dict[str, Any]]], None]) -> int:
         """Do ``work`` in a forked child and call ``done`` with the JSON object that it returned; None if it died.
 
-        The child leads a process group of its own, is killed with its parent's end of things by `signal.SIGKILL` to the group,
-        and holds none of the parent's descriptors. Returns its pid.
+        The child leads a process group of its own, is killed with its parent's end of things by `signal.SIGKILL` to
+        the group, and holds none of the parent's descriptors. Returns its pid.
         """
         mine, its = socket.socketpair()
         pid = os.fork()
@@ -156,9 +156,9 @@ def reap(pid: int = -1) -> None:
 class Stream:
     """A connected socket in the loop: what arrives is handed on at once, what is written waits its turn.
 
-    ``on_data(bytes)``; ``on_close()`` once, when the peer goes or breaks; ``on_drained()`` when the
-    last byte that had to wait is written. With ``rest_s``, a small piece is followed by that many seconds without reading,
-    so that a peer that writes byte by byte costs little.
+    ``on_data(bytes)``; ``on_close()`` once, when the peer goes or breaks; ``on_drained()`` when the last byte that had
+    to wait is written. With ``rest_s``, a small piece is followed by that many seconds without reading, so that a peer
+    that writes byte by byte costs little.
     """
 
     def __init__(

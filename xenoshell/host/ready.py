@@ -60,6 +60,7 @@ class Probe:
         ready: Ready,
         address: str,
         port: int,
+        *,
         usernet: Callable[[Callable[[str], None]], None],
         answered: Callable[[], None],
     ) -> None:

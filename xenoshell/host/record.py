@@ -1,4 +1,6 @@
-"""What a supervisor knows of its VM and writes down: the status that everyone sees, and its own book-keeping beside it."""
+"""What a supervisor knows of its VM and writes down: the status that everyone sees, and its own book-keeping beside
+it.
+"""
 
 from __future__ import annotations
 
@@ -151,7 +153,9 @@ class Record:
         return "budget-spent" if self.budget_left() == 0 else ""
 
     def used(self, net_offset: int, **now_used: Any) -> None:
-        """The VM was seen alive, and its use of this run is as given (``net_in`` and ``net_out``: since the last time)."""
+        """The VM was seen alive, and its use of this run is as given (``net_in`` and ``net_out``: since the last
+        time).
+        """
         before, usage = self.book.before, self.status.usage
         self.note(running=lease.seen(self.book.running, now()), net_offset=net_offset)
         fields = dict(now_used)

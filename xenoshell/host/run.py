@@ -43,6 +43,7 @@ class Run:
         vmdir: VmDir,
         spec: VmSpec,
         record: Record,
+        *,
         show: Callable[[bytes], None],
         began: Callable[[], None],
         ended: Ended,
@@ -61,6 +62,7 @@ class Run:
         self._preparing = 0  # pid of the child that prepares
         self._probe: Optional[Probe] = None
         self._attempt = 0
+        self._accel = ""
         self._down = ""  # the cause that the guest itself gave for going down
         self._halted = False  # QEMU paused it for want of disk
         self._panic_seen = 0
@@ -81,7 +83,7 @@ class Run:
         elif answer.get("cause"):
             self._end("failed", answer["cause"], answer["message"], answer["remedy"])
         else:
-            self._record.change(accel=answer["accel"])
+            self._accel = answer["accel"]
             self._launch()
 
     def _launch(self) -> None:
@@ -100,7 +102,7 @@ class Run:
             self._dump = meter.Dump(self._dir.file("net.pcap"), spec.mac)
             count = len(spec.forwards)
             record.note(probe=forwards[count:], net_offset=0)
-            record.change(state="booting", forwards=forwards[:count])
+            record.change(state="booting", accel=self._accel, forwards=forwards[:count])
             self._machine = machine
             machine.start(lambda monitor, console: self._arguments(forwards, monitor, console))
         except Failure as failure:
@@ -122,10 +124,17 @@ class Run:
         disk = "disk.qcow2" if spec.disk_bytes else None
         seed = "seed.iso" if spec.seed_size else None
         files = qemu.Files(blob(spec.kernel), blob(spec.initrd), disk, seed, monitor, console)
-        return qemu.arguments(spec, forwards, self._record.status.accel, files)
+        return qemu.arguments(spec, forwards, self._accel, files)
 
     def _new_machine(self) -> Machine:
-        return Machine(self._reactor, self._dir.path, self._console, self._monitor_ready, self._event, self._gone)
+        return Machine(
+            self._reactor,
+            self._dir.path,
+            on_console=self._console,
+            on_ready=self._monitor_ready,
+            on_event=self._event,
+            on_gone=self._gone,
+        )
 
     def _remember(self, process: Process) -> None:
         self._record.note(process=process.pid, process_started=process.started)
@@ -213,8 +222,10 @@ class Run:
         self._timers.set("ready", max(0.0, ready.timeout_s - self._record.run_s()), self._not_ready)
         if needs_port(ready):
             forward = self._ready_forwards(self._record.status.forwards + self._record.book.probe)[0]
-            address = "127.0.0.1" if forward.bind == "0.0.0.0" else forward.bind
-            self._probe = Probe(self._reactor, ready, address, forward.host, self._usernet, self._ready)
+            address = "127.0.0.1" if forward.bind == "0.0.0.0" else forward.bind  # noqa: S104
+            self._probe = Probe(
+                self._reactor, ready, address, forward.host, usernet=self._usernet, answered=self._ready
+            )
 
     def _usernet(self, reply: Callable[[str], None]) -> None:
         def answered(value: Any, _error: str) -> None:

@@ -1,8 +1,8 @@
 """The owner of one VM on a host: makes of it what the journal orders, and tells what becomes of it.
 
-One loop, no threads. The journal (wanted.json) is the only order; `converge` compares it with what is there and takes the
-next step. Every step is written down (state.json) before it is taken, so that a supervisor that is killed anywhere is
-continued by the next one. It stays as long as the VM's directory does: an ended VM still shows its console.
+One loop, no threads. The journal (wanted.json) is the only order; `converge` compares it with what is there and takes
+the next step. Every step is written down (state.json) before it is taken, so that a supervisor that is killed anywhere
+is continued by the next one. It stays as long as the VM's directory does: an ended VM still shows its console.
 """
 
 from __future__ import annotations
@@ -103,7 +103,15 @@ class Supervisor(Owner):
         self._run.prepare()
 
     def _new_run(self) -> Run:
-        return Run(self._reactor, self._dir, self._spec, self._record, self._show, self._began, self._ended)
+        return Run(
+            self._reactor,
+            self._dir,
+            self._spec,
+            self._record,
+            show=self._show,
+            began=self._began,
+            ended=self._ended,
+        )
 
     def _began(self) -> None:
         self._tick()
@@ -163,7 +171,8 @@ class Supervisor(Owner):
 
 
 def supervise(path: str, guard: int, announce: int) -> int:
-    """Be the supervisor of the VM in directory ``path`` until it is destroyed; the exit code for the guardian (0: done).
+    """Be the supervisor of the VM in directory ``path`` until it is destroyed; the exit code for the guardian (0:
+    done).
 
     ``guard`` is at end of file when the guardian is dead; a byte to ``announce`` (if not negative) says that sup.sock
     answers.
@@ -199,7 +208,7 @@ def supervise(path: str, guard: int, announce: int) -> int:
 
 
 def main(path: str) -> int:
-    """Start guardian and supervisor of the VM in directory ``path``; 0 in the starting process once sup.sock answers."""
+    """Start guardian and supervisor of the VM in directory ``path``; 0 in the caller once sup.sock answers."""
     signal.signal(signal.SIGPIPE, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     return guardian.start(lambda guard, announce: supervise(os.path.realpath(path), guard, announce))

@@ -15,10 +15,11 @@ ROUNDS = 50
 
 
 def processes(state_dir: str) -> List[Process]:
-    """The guardians, supervisors, QEMUs and what they started that belong to ``state_dir``, guardians and supervisors first.
+    """The guardians, supervisors, QEMUs and what they started that belong to ``state_dir``, guardians and supervisors
+    first.
 
-    A process belongs to it for certain only if its working directory is inside (every QEMU's is) or if it was started as
-    ``supervise`` of a VM inside; its start time is noted so that nothing else is ever hit.
+    A process belongs to it for certain only if its working directory is inside (every QEMU's is) or if it was started
+    as ``supervise`` of a VM inside; its start time is noted so that nothing else is ever hit.
     """
     inside = os.path.realpath(state_dir) + os.sep
     owners, others = [], []

@@ -180,7 +180,9 @@ class VmDir:
         return locks.read_json(self.file("state.json")) or {}
 
     def read_status(self) -> VmStatus:
-        """The status last written down. A dead supervisor's last word may be old: `adopt` first. Raises `Failure` not-found."""
+        """The status last written down. A dead supervisor's last word may be old: `adopt` first. Raises `Failure`
+        not-found.
+        """
         try:
             return codec.decode(VmStatus, self.read_state().get("status"))
         except codec.CodecError:
@@ -210,7 +212,9 @@ class VmDir:
 
 
 def connect_unix(directory: str, name: str, timeout_s: float) -> socket.socket:
-    """Connect to the UNIX socket ``name`` in ``directory``, however long its path (sun_path is 108 bytes). Raises `OSError`."""
+    """Connect to the UNIX socket ``name`` in ``directory``, however long its path (sun_path is 108 bytes). Raises
+    `OSError`.
+    """
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
