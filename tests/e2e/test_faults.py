@@ -196,7 +196,9 @@ def small_disk(tmp_path: Path) -> Iterator[Callable[[Path, str], None]]:
 
     def mount(directory: Path, size: str) -> None:
         option = f"remount,size={size}" if directory in mounted else f"size={size}"
-        done = subprocess.run(["mount", "-t", "tmpfs", "-o", option, "tmpfs", directory], capture_output=True, text=True)
+        done = subprocess.run(
+            ["mount", "-t", "tmpfs", "-o", option, "tmpfs", directory], capture_output=True, text=True
+        )
         if done.returncode:
             pytest.skip(f"needs the right to mount: {done.stderr.strip()}")
         mounted.append(directory)
@@ -256,7 +258,9 @@ def test_a_host_whose_key_changed_is_refused_and_the_others_go_on(
     known = next(paths.state.glob("lab/known_hosts*"))
     lines = known.read_text().splitlines()
     keys = [line.split()[-1] for line in lines if line.strip()]
-    known.write_text("\n".join(line.replace(keys[0], keys[1]) if f":{changed.port} " in line else line for line in lines))
+    known.write_text(
+        "\n".join(line.replace(keys[0], keys[1]) if f":{changed.port} " in line else line for line in lines)
+    )
     file = session_file(tmp_path, [changed.name, fine.name])
     deploying = start("deploy", file)
     assert deploying.end() == 1
