@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from .command import Cli, command, group
-from .common import Accel, accel_of, count
+from .common import Accel, accel_of, count, inventory, reaching
 from .output import Cell
 
 if TYPE_CHECKING:
@@ -88,9 +89,23 @@ def lab_down(cli: Cli) -> None:
     if vms := sum(host.vms for host in hosts):
         cli.confirm(f"destroys {count(vms, 'VM')} on {count(sum(h.vms > 0 for h in hosts), 'host')} of the lab")
     number = lab.down(cli.paths)
+    forgotten = _forget(cli, [host.name for host in hosts])
     if cli.out.json:
-        cli.out.document({"hosts": number, "vms": vms})
+        cli.out.document({"hosts": number, "vms": vms, "forgotten": forgotten})
     cli.out.note(f"{count(number, 'host')} taken down" if number else "no lab is up")
+
+
+def _forget(cli: Cli, hosts: Sequence[str]) -> list[str]:
+    """Take VMs of hosts that are gone for good off the records of their sessions; returns their names."""
+    from ..deploy import operate
+    from ..deploy.record import SessionStore
+
+    sessions = SessionStore(cli.paths.sessions)
+    gone = [t for name in sessions.names() for t in operate.targets(sessions, name) if t.host in hosts]
+    if gone:
+        left = inventory(cli.paths)
+        cli.run(reaching(cli.paths, lambda reach: operate.operate("destroy", gone, left, reach, sessions, forget=True)))
+    return [str(t) for t in gone]
 
 
 def _show(cli: Cli, hosts: tuple[HostStatus, ...]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -21,23 +22,46 @@ if TYPE_CHECKING:
 
 _PER_SECOND = 8
 _BAR = 16
+_RANK = {"bad": 0, "warn": 0, "good": 2}
 
 
 @contextlib.contextmanager
-def live_view(
-    progress: Progress, styles: Mapping[str, Style], now: Callable[[], float]
-) -> Iterator[Callable[[str], None]]:
-    """Show ``progress`` on the terminal until the block ends; the last state stays. Yields a function for narration
-    that appears above the view. ``styles``: role -> style (good, bad, warn, dim). ``now``: seconds since the start."""
+def live_view(progress: Progress, styles: Mapping[str, Style], now: Callable[[], float]) -> Iterator[None]:
+    """Show ``progress`` on the terminal until the block ends; the last state stays.
+
+    ``styles``: role -> style (good, bad, warn, dim). ``now``: seconds since the start."""
     console = Console(file=sys.stdout, highlight=False, emoji=False, markup=False, soft_wrap=False)
 
     def draw() -> RenderableType:
-        return _View(progress, styles, now()).render(console.width)
+        return _View(progress, styles, now()).render(max(3, console.height - 4))
 
-    with Live(
-        console=console, get_renderable=draw, refresh_per_second=_PER_SECOND, transient=False, redirect_stdout=False
-    ) as view:
-        yield lambda text: view.console.print(Text(text))
+    with (
+        Live(console=console, get_renderable=draw, auto_refresh=False, redirect_stdout=False) as view,
+        _refreshed(view, progress, now),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _refreshed(view: Live, progress: Progress, now: Callable[[], float]) -> Iterator[None]:
+    """Redraw when something changed, `_PER_SECOND` times a second at most, and once a second for the clock."""
+    ended = threading.Event()
+
+    def work() -> None:
+        shown = (-1, -1)
+        while not ended.wait(1 / _PER_SECOND):
+            state = progress.version, int(now())
+            if state != shown:
+                shown = state
+                view.refresh()
+
+    thread = threading.Thread(target=work, name="live view", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join(5)
 
 
 class _View:
@@ -46,7 +70,7 @@ class _View:
         self.styles = styles
         self.now = max(now, progress.t) if progress.done_s is None else progress.t
 
-    def render(self, columns: int) -> RenderableType:
+    def render(self, room: int) -> RenderableType:
         table = Table(box=None, padding=(0, 2, 0, 0), expand=False, show_edge=False, header_style="bold")
         for name in ("VM", "HOST", "STAGE"):
             table.add_column(name, no_wrap=True)
@@ -54,13 +78,27 @@ class _View:
         table.add_column("BOOT", justify="right", no_wrap=True)
         table.add_column("ADDRESS", no_wrap=True)
         table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
-        for host in self.progress.hosts.values():
-            here = [vm for vm in self.progress.vms.values() if vm.host == host.name]
-            for vm in here:
-                table.add_row(*self._vm(vm, host))
+        ranked = self._rows()
+        left_out = max(0, len(ranked) - room)
+        if (
+            left_out
+        ):  # what went wrong first, then what is under way, then what is done: a small window shows what matters
+            ranked.sort(key=lambda pair: pair[0])
+        rows = [row for _, row in ranked]
+        for row in rows[: len(rows) - left_out]:
+            table.add_row(*row)
+        more = [Text(f"and {left_out} more", self.styles.get("dim", ""))] if left_out else []
+        return Group(self._head(), table, *more)
+
+    def _rows(self) -> list[tuple[int, tuple[RenderableType, ...]]]:
+        """A row for each VM, and for each host that has none yet, with its rank."""
+        rows: list[tuple[int, tuple[RenderableType, ...]]] = []
+        for host in tuple(self.progress.hosts.values()):
+            here = [vm for vm in tuple(self.progress.vms.values()) if vm.host == host.name]
+            rows += [(_RANK.get(vm.role, 1), self._vm(vm, host)) for vm in here]
             if not here:
-                table.add_row(*self._host(host))
-        return Group(self._head(), table)
+                rows.append((_RANK.get(host.role, 1), self._host(host)))
+        return rows
 
     def _head(self) -> Text:
         vms = self.progress.vms.values()

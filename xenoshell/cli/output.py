@@ -87,10 +87,15 @@ class Output:
         """``text`` in the colour of ``role`` where stdout takes colours."""
         return f"\x1b[{_ROLES[role]}m{text}\x1b[0m" if role and self.coloured else text
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[Cell | str]]) -> None:
-        """Aligned columns without lines, two blanks apart; over right-aligned cells the head is at the right."""
+    def table(self, head: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, without_empty: bool = False) -> None:
+        """Aligned columns without lines, two blanks apart; over right-aligned cells the head is at the right.
+
+        ``without_empty`` leaves out columns in which no row has anything."""
         cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
         cells = [[Cell(clean(c.text), c.role, c.right) for c in row] for row in cells]
+        if without_empty:
+            kept = [i for i in range(len(head)) if any(row[i].text for row in cells)]
+            head, cells = [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
         widths = [max([width(h), *(width(row[i].text) for row in cells)]) for i, h in enumerate(head)]
         rights = [any(row[i].right for row in cells) for i in range(len(head))]
         self.data(self._row([Cell(h, "head", r) for h, r in zip(head, rights, strict=True)], widths))

@@ -85,7 +85,8 @@ def show_rows(out: Output, rows: Sequence[Row]) -> None:
     """The end of a deployment: one row for each VM, failures with what to do below."""
     out.table(
         ("VM", "HOST", "PLACE", "PRICE", "TRANSFER", "BOOT", "READY", "STATE", "ADDRESS"),
-        [
+        without_empty=True,
+        rows=[
             (
                 row.vm,
                 row.host,

@@ -28,6 +28,9 @@ if TYPE_CHECKING:
 
 SECTION = "Session files"
 
+#: Seconds between two lines about one transfer in --plain.
+_PROGRESS_EVERY_S = 2.0
+
 Replace = Annotated[
     bool, typer.Option("--replace", help="Make VMs anew that are not as the file says; their disks are lost.")
 ]
@@ -150,7 +153,15 @@ def followed(out: Output, *, recorded: bool = False) -> Iterator[View]:
 
     summary = Summary()
 
+    told: dict[tuple[str, str], float] = {}
+
     def plain(event: Event) -> None:
+        # A slow transfer to many hosts would drown everything else: a word now and then will do.
+        if event.event == "transfer.progress":
+            key = event.host, event.text("blob")
+            if event.t < told.setdefault(key, event.t) + _PROGRESS_EVERY_S:
+                return
+            told[key] = event.t
         out.data(line(event))
         out.flush()
 

@@ -135,6 +135,8 @@ def logs(
             while data := await stream.read():
                 put(safe.feed(data), False)
             put(safe.finish(), True)
+            if coloured:
+                put(b"\n", True)  # the guest's last line is seldom whole, and the prompt is to stand on its own
 
     cli.run(copy())
 
