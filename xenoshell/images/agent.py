@@ -57,8 +57,7 @@ UNITS = {
     "xenoshell-files.service": f"""[Unit]
 Description=xenoshell: host name, keys and files of this instance
 DefaultDependencies=no
-Wants=systemd-udev-settle.service
-After=local-fs.target systemd-remount-fs.service systemd-modules-load.service
+After=local-fs.target systemd-remount-fs.service
 Before=sysinit.target network-pre.target ssh.service nginx.service
 Conflicts=shutdown.target
 
