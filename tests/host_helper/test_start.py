@@ -62,8 +62,9 @@ def test_login_shells_run_the_stub(shell: str, tmp_path: Path) -> None:
         assert helper.hello().state_dir == str(tmp_path / "s p'a$c e")
 
 
-def test_the_bundle_fits_in_the_first_two_flights_of_a_tcp_connection() -> None:
-    assert len(bundle().packed) < 48_000
+def test_the_bundle_is_small_enough_for_slow_links() -> None:
+    """Half a second at 1 Mbit/s. Zlib makes a quarter of it, so this is 256 KiB of code without comments."""
+    assert len(bundle().packed) < 64 << 10
 
 
 def test_what_a_login_script_prints_is_skipped(tmp_path: Path) -> None:

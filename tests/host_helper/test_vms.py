@@ -104,7 +104,7 @@ def test_a_vm_from_its_making_to_its_end(state: Path) -> None:
             while watcher.answer(watch)[0] != frames.EOF:
                 pass
         assert helper.request("blob.drop", digest=image) == {}
-        assert not processes_of(state / "vms")
+        eventually(lambda: not processes_of(state / "vms"), what="the end of guardian and supervisor")
 
 
 def test_a_vm_outlives_its_helper_and_is_found_by_the_next(state: Path) -> None:
