@@ -185,6 +185,8 @@ async def test_a_killed_helper_fails_what_waits_for_it_at_once(server: Sshd, hos
             await link.vm_list()
         assert caught.value.cause == "connection-lost"
         assert await link.extra_channel() is None
+    async with await connect(link.host, paths, deadline_s=10):
+        assert not exists(dirname(link.facts.channel)), "the next helper did not tidy up"
 
 
 async def test_a_killed_sshd_is_a_lost_connection(server: Sshd, host_of: HostOf, paths: Paths) -> None:
@@ -195,7 +197,7 @@ async def test_a_killed_sshd_is_a_lost_connection(server: Sshd, host_of: HostOf,
         with pytest.raises(Failure) as caught:
             await asyncio.wait_for(waiting, 5)
         assert caught.value.cause == "connection-lost"
-        assert link.failure is not None
+        assert await asyncio.wait_for(link.ended(), 5) is link.failure is not None
 
 
 async def test_further_channels_serve_requests_of_their_own(server: Sshd, host_of: HostOf, paths: Paths) -> None:
@@ -223,7 +225,7 @@ async def test_where_sshd_grants_no_further_channels_everything_goes_over_the_fi
 async def test_closing_ends_the_helper_and_its_socket(server: Sshd, host_of: HostOf, paths: Paths) -> None:
     link = await connect(host_of(server), paths, deadline_s=10)
     socket = dirname(link.facts.channel)
-    assert helpers(server) and exists(socket)
+    assert helpers(server) and exists(socket)  # noqa: ASYNC240
     await link.close()
     await link.close()
     await eventually_async(lambda: not helpers(server) and not exists(socket), 5, "the helper is gone")

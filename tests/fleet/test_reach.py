@@ -122,6 +122,32 @@ async def test_a_key_that_only_the_agent_holds_logs_in(
         assert link.facts.user == server.user
 
 
+async def test_an_agent_full_of_other_keys_is_asked_for_the_right_one_only(
+    server: Sshd, agent: str, host_of: HostOf, paths: Paths, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """sshd hangs up after six keys that it does not know."""
+    monkeypatch.setenv("SSH_AUTH_SOCK", agent)
+    for n in range(8):
+        ssh_add(make_key(tmp_path / f"other{n}"), agent)
+    ssh_add(server.identity, agent)
+    async with await connect(host_of(server), paths, deadline_s=10) as link:
+        assert link.facts.user == server.user
+
+
+async def test_a_proxy_command_is_used(start_sshd: StartSshd, paths: Paths, tmp_path: Path) -> None:
+    gate, inner = start_sshd("gate"), start_sshd("inner")
+    (tmp_path / "gate.known").write_text(gate.known_line)
+    command = (
+        f"ssh -F none -i {gate.identity} -o UserKnownHostsFile={tmp_path}/gate.known -p {gate.port} -W %h:%p "
+        f"{gate.user}@127.0.0.1"
+    )
+    user_config(alias("inner", inner, f"  ProxyCommand {command}"), inner.known_line)
+    host = Host(name="a", ssh="inner", state_dir=str(tmp_path / "there"))
+    async with await connect(host, paths, deadline_s=20) as link:
+        assert link.fingerprint == inner.fingerprint
+    assert (await scan(host, paths)).known == "same"
+
+
 async def test_a_key_that_the_host_does_not_take_is_named(
     server: Sshd, host_of: HostOf, paths: Paths, tmp_path: Path
 ) -> None:

@@ -184,7 +184,10 @@ class Channel:
             raise self.failure
         if self._transport is None:
             raise Failure("internal", f"{self.name}: the channel is not open yet")
-        self._transport.write(frames.pack(type_, stream, payload))
+        try:
+            self._transport.write(frames.pack(type_, stream, payload))
+        except OSError as error:  # the other side closed it just now, and the end has not been told yet
+            raise Failure("connection-lost", f"{self.name}: the channel is closing: {error}") from error
 
     async def send(self, type_: int, stream: int, payload: bytes) -> None:
         """Send a frame; wait first while the transport's buffer is full."""

@@ -106,6 +106,10 @@ class HostLink:
         """Why the link is dead; None while it lives."""
         return self._control.failure
 
+    async def ended(self) -> Failure:
+        """Wait for the end of the link, whoever ends it; why it ended."""
+        return await self._control.ended()
+
     @property
     def control(self) -> Channel:
         """The first channel: requests, events, and bulk data where the host grants no other."""
@@ -344,7 +348,7 @@ async def _connect(host: Host, paths: Paths, progress: Progress) -> HostLink:
                 request_pty=False,
             )
         except asyncssh.ChannelOpenError as error:
-            raise Failure(
+            raise control.failure or Failure(
                 "protocol",
                 f"{host.name}: sshd there does not let {dialled.route.user} run a command: {error.reason}",
                 "allow this account to run commands over SSH (MaxSessions, a restricted key, a shell that is off?)",

@@ -47,6 +47,7 @@ class Route:
     proxy_command: bool
     identities: tuple[Path, ...]  # configured and present keys; empty: OpenSSH's defaults
     absent_identities: tuple[Path, ...]
+    agent_identities: tuple[Path, ...] | None  # public keys that the agent may be asked for; None: all it has
     agent: str  # the agent's socket, "" if there is none
     files: Files
 
@@ -92,6 +93,7 @@ def resolve(target: SshTarget, files: Files) -> Route:
         ) from error
     config = options.config
     identities = [files.identity] if files.identity else [Path(p).expanduser() for p in config.get("IdentityFile", ())]
+    only_these = files.identity is not None or config.get("IdentitiesOnly") is True
     agent = config.get("IdentityAgent", os.environ.get("SSH_AUTH_SOCK", "")) or ""
     if agent == "SSH_AUTH_SOCK":
         agent = os.environ.get("SSH_AUTH_SOCK", "")
@@ -107,6 +109,7 @@ def resolve(target: SshTarget, files: Files) -> Route:
         proxy_command=options.proxy_command is not None,
         identities=tuple(p for p in identities if p.is_file()),
         absent_identities=tuple(p for p in identities if not p.is_file()),
+        agent_identities=_public_halves(identities) if only_these else None,
         agent=str(Path(agent).expanduser()) if agent else "",
         files=files,
     )
@@ -115,6 +118,12 @@ def resolve(target: SshTarget, files: Files) -> Route:
 def hostname(host: Host, pinned: Path) -> str:
     """The address that a host's forwarded ports are reached at when its inventory entry names none: its HostName."""
     return resolve(host.target, files_for(host, pinned)).hostname
+
+
+def _public_halves(identities: list[Path]) -> tuple[Path, ...]:
+    """The ``.pub`` files beside private keys, by which an agent is asked for a key (ssh_config(5), IdentitiesOnly)."""
+    halves = (p if p.suffix == ".pub" else p.with_name(p.name + ".pub") for p in identities)
+    return tuple(p for p in halves if p.is_file())
 
 
 def _known_hosts(config: Any, files: Files) -> tuple[Path, ...]:
