@@ -85,6 +85,7 @@ class FakeHost:
     lose_in_send: int = 0  # so many transfers break half way
     send_failures: list[Failure] = field(default_factory=list)
     create_failures: list[Failure] = field(default_factory=list)
+    renew_failure: Failure | None = None
     becomes: str = "ready"  # what a VM becomes: a state
     cause: str = ""
     never_ready: bool = False
@@ -191,6 +192,8 @@ class FakeLink:
 
     async def vm_renew(self, id: str, lease_s: float) -> VmStatus:
         await self._call(f"renew {id} {lease_s:g}")
+        if self.host.renew_failure:
+            raise self.host.renew_failure
         return self._find(id)
 
     def _find(self, id: str) -> VmStatus:

@@ -205,6 +205,7 @@ async def test_deploying_again_makes_what_is_missing_and_starts_what_has_exited(
     assert a.calls == ["create vm-1"]
     assert b.calls == ["list", f"start {stopped.id}"]
     assert w.fakes["c"].calls == ["list"]
+    assert w.names("vm-2") == ["vm.booting", "vm.running", "vm.ready"], "it was there: nothing was created"
 
 
 async def test_a_changed_vm_is_kept_and_replaced_only_when_asked() -> None:
@@ -247,11 +248,21 @@ async def test_max_total_reaches_each_host_as_seconds() -> None:
     assert [(e.spec.budget_s, e.spec.lease_s) for e in w.record.vms.values()] == [(360_000, 3600), (360_000, 3600)]
 
 
-async def test_a_lease_that_changed_is_renewed_in_place() -> None:
+async def test_deploying_again_renews_the_lease_as_the_file_has_it_now() -> None:
     w = world("a")
     await w.deploy(session({"hosts": ["a"]}, budget={"lease": "1h"}))
     await w.deploy(session({"hosts": ["a"]}, budget={"lease": "2h"}))
-    assert [c.split()[0] for c in w.fakes["a"].calls] == ["list", "renew"]
+    assert [(c.split()[0], c.split()[-1]) for c in w.fakes["a"].calls] == [("list", "list"), ("renew", "7200")]
+
+
+async def test_a_lease_that_cannot_be_renewed_is_told_though_the_vm_is_ready() -> None:
+    w = world("a")
+    wanted = session({"hosts": ["a"]}, budget={"lease": "1h"})
+    await w.deploy(wanted)
+    w.fakes["a"].renew_failure = Failure("busy", "not now")
+    outcome = await w.deploy(wanted)
+    assert outcome.vms[0].ready and outcome.vms[0].cause == "busy"
+    assert w.event("vm.failed").fields["message"] == "vm: not now"
 
 
 async def test_with_where_slow_and_unfit_hosts_are_refused_with_the_reason_and_not_waited_for() -> None:

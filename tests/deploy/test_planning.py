@@ -323,6 +323,8 @@ OTHER = replace(SPEC, vcpus=4, seed_sha256="0" * 64)
         ("booting", SPEC, {}, ("keep", (), 0)),
         ("exited", SPEC, {}, ("start", (), 0)),
         ("failed", SPEC, {}, ("create", (), 2)),
+        ("exited", OTHER, {}, ("start", ("vcpus", "customise"), 0)),
+        ("failed", OTHER, {}, ("create", (), 2)),
         ("ready", OTHER, {}, ("differs", ("vcpus", "customise"), 0)),
         ("ready", OTHER, {"replace": True}, ("replace", ("vcpus", "customise"), 2)),
         ("ready", SPEC, {"replace": True}, ("keep", (), 0)),

@@ -372,11 +372,14 @@ class HostTask(Generic[L]):
         except Failure as failure:
             if failure.cause in TRANSPORT:
                 raise
-            if track is None:
-                failure = Failure(failure.cause, f"{vm.vm}: {failure.message}", failure.remedy)
-                self.emit(events.vm_failed(self.now(), self.host.name, vm.vm, failure))
-            else:
+            if track is not None and not track.finished.is_set():
                 track.fail(failure)
+                return
+            # It is no VM of the file, or it is ready and only its lease could not be renewed.
+            failure = Failure(failure.cause, f"{vm.vm}: {failure.message}", failure.remedy)
+            self.emit(events.vm_failed(self.now(), self.host.name, vm.vm, failure))
+            if track is not None:
+                track.failure = failure
             return
         await self._until_finished(track)
 
@@ -414,7 +417,7 @@ class HostTask(Generic[L]):
                 track.created(address, status)
                 self._progress_at = self.now()
             case "start":
-                track.expect(old)
+                track.expect(old, made=True)
                 status = await self._ask(f"starting {vm.vm}", link.vm_start(spec.id))
                 track.update(status, address)
                 self._progress_at = self.now()

@@ -18,17 +18,21 @@ MIB = 1 << 20
 
 @dataclass(frozen=True)
 class Blob:
-    """One file of an image: its length, and its packed length in bytes if the pack has been made (else None)."""
+    """One file of an image: its length; its packed length in bytes if the pack has been made (else None); and what it
+    occupies here, holes left out (None: not known)."""
 
     digest: str
     size: int
     packed: int | None
     what: str  # disk | kernel | initrd
+    used: int | None = None
 
     @property
     def to_send(self) -> int:
-        """Bytes to send at most; exact when ``packed`` is known."""
-        return self.size if self.packed is None else self.packed
+        """Bytes to send at most; exact when ``packed`` is known. Holes are not sent, and packing does not add."""
+        if self.packed is not None:
+            return self.packed
+        return self.size if self.used is None else min(self.size, self.used)
 
 
 @dataclass(frozen=True)

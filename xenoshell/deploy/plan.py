@@ -59,7 +59,8 @@ class VmPlan:
             case "spent":
                 return f"{self.vm}: kept stopped, its budget is spent; raise budget.max_total and use --replace"
             case "start":
-                return f"{self.vm}: started ({self.state})"
+                but = f", but not as the file says ({changed})" if changed else ""
+                return f"{self.vm}: started ({self.state}){but}"
             case "keep":
                 return f"{self.vm}: kept as it is" + (f" ({self.state})" if self.state else "")
             case _:
@@ -199,24 +200,21 @@ def _vm_plan(  # noqa: PLR0917 - one call, just above
     changed = differences(old, spec) if old else _visible(status, spec)
     if record is not None and not record.settled:
         changed = changed or ("replacement",)  # begun before and not seen to its end
-    renew = spec.lease_s if old is not None and old.lease_s != spec.lease_s else None
-    if changed and replace:
-        return VmPlan(spec.name, host, "replace", state, changed, spec=spec, vm_id=spec.id)
-    if changed:
-        # It keeps the spec it has; what a host cannot be told to change is not half changed.
-        return VmPlan(spec.name, host, "differs", state, changed, renew_s=renew, spec=old or spec, vm_id=spec.id)
-    if status is None:
-        return VmPlan(spec.name, host, "keep", spec=spec, vm_id=spec.id)
-    if status.state == "failed":
-        action = "create"
-    elif status.state == "exited" and status.cause == "budget-spent":
-        action = "replace" if replace else "spent"
-        changed = ("budget",)
-    elif status.state in IDLE or status.state == "stopping":
+    # To deploy again is to be heard from: the lease begins anew.
+    renew = spec.lease_s if spec.lease_s or (old is not None and old.lease_s) else None
+    if status is not None and status.state == "exited" and status.cause == "budget-spent":
+        action, changed, renew = ("replace" if replace else "spent"), changed or ("budget",), None
+    elif changed and replace:
+        action, renew = "replace", None
+    elif status is not None and status.state == "failed":
+        action, changed, renew = "create", (), None
+    elif status is not None and (status.state in IDLE or status.state == "stopping"):
         action = "start"
     else:
-        action = "keep"
-    return VmPlan(spec.name, host, action, state, changed, renew_s=renew, spec=spec, vm_id=spec.id)
+        action = "differs" if changed else "keep"
+    # A VM that differs keeps the spec it has: what a host cannot be told to change is not half changed.
+    kept = old if old is not None and changed and action != "replace" else spec
+    return VmPlan(spec.name, host, action, state, changed, renew_s=renew, spec=kept, vm_id=spec.id)
 
 
 def _visible(status: VmStatus | None, spec: VmSpec) -> tuple[str, ...]:

@@ -87,7 +87,10 @@ def image_facts(loaded: LoadedSession, group_name: str, store: ImageStore) -> Im
     manifest = effective(group, store, loaded.base_dir)
 
     def blob(ref: BlobRef | None, what: str) -> Blob | None:
-        return Blob(ref.digest, ref.size, _packed(store, ref.digest), what) if ref else None
+        if ref is None:
+            return None
+        used = store.blob_path(ref.digest).stat().st_blocks * 512
+        return Blob(ref.digest, ref.size, _packed(store, ref.digest), what, used)
 
     return ImageFacts(
         name=group.image or Path(group.kernel or "").name,

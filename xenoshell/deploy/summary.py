@@ -70,13 +70,15 @@ class Summary:
         return tuple(out)
 
     def price(self, quote: Quote) -> None:
-        """Take places and prices from the quote that was deployed."""
+        """Take places, prices and the order of rows from the quote that was deployed."""
+        old, self._rows = self._rows, {}
         for host in quote.hosts:
             for vm in host.vms:
-                row = self._rows.get(vm.vm) or Row(vm.vm, host.host)
+                row = old.pop(vm.vm, None) or Row(vm.vm, host.host)
                 self._rows[vm.vm] = replace(
                     row, host=host.host, place=host.place, currency=vm.currency, per_hour=vm.per_hour
                 )
+        self._rows |= old
 
     def __call__(self, event: Event) -> None:
         name = event.event

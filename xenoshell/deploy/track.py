@@ -47,9 +47,13 @@ class Track:
             self._step = max(0, _STEPS.get(status.state, 1) - 1)
         self.update(status, address)
 
-    def expect(self, old: VmStatus | None) -> None:
-        """An order is about to be given: from now on follow the VM, but not what ``old`` says, which came before it."""
+    def expect(self, old: VmStatus | None, *, made: bool = False) -> None:
+        """An order is about to be given: from now on follow the VM, but not what ``old`` says, which came before it.
+
+        ``made``: it exists already and is only started."""
         self._following = True
+        if made:
+            self._step = max(self._step, 1)
         self.exists = True
         self._stale = (old.created, old.run) if old else None
 
