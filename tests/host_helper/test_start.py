@@ -16,11 +16,13 @@ from tests.support import eventually
 from xenoshell.fleet.bundle import bundle, stub
 from xenoshell.wire import frames
 
+PYTHONS = Path("~/.pyenv/versions").expanduser()  # tests have another home
+
 
 def pythons() -> list[str]:
     """Every Python from 3.9 to 3.13 there is here, by version."""
     found = {}
-    candidates = [*Path("~/.pyenv/versions").expanduser().glob("3.*/bin/python3"), *map(Path, ["/usr/bin/python3"])]
+    candidates = [*PYTHONS.glob("3.*/bin/python3"), *map(Path, ["/usr/bin/python3"])]
     for path in candidates:
         if path.exists():
             out = subprocess.run(
@@ -96,11 +98,7 @@ def test_an_end_of_input_within_the_bundle_ends_the_stub(tmp_path: Path) -> None
 
 
 def test_an_old_python_says_so(tmp_path: Path) -> None:
-    old = [
-        p
-        for v in ("3.6.15", "3.7.16", "3.8.18")
-        if (p := Path(f"~/.pyenv/versions/{v}/bin/python3").expanduser()).exists()
-    ]
+    old = [p for v in ("3.6.15", "3.7.16", "3.8.18") if (p := PYTHONS / v / "bin/python3").exists()]
     if not old:
         pytest.skip("no old Python here")
     for python in old:
