@@ -1,0 +1,88 @@
+"""Tables, JSON and colours."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+from dataclasses import dataclass
+from decimal import Decimal
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from xenoshell.cli.output import Cell, Output, colours, jsonable, width
+
+PLAIN = Output(json=False, plain=True, quiet=False, verbose=False)
+
+
+class Screen(io.StringIO):
+    """A stream that says it is a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def test_columns_line_up_also_with_wide_characters(capsys: pytest.CaptureFixture[str]) -> None:
+    PLAIN.table(("NAME", "N"), [("東京", Cell("7", right=True)), ("a", Cell("1234", right=True))])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == ["NAME     N", "東京     7", "a     1234"]
+    assert {width(line) for line in lines} == {10}
+
+
+def test_columns_without_anything_can_be_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    PLAIN.table(("A", "B", "C"), [("1", "", "2"), ("3", "", "")], without_empty=True)
+    assert capsys.readouterr().out.splitlines()[0].split() == ["A", "C"]
+
+
+@given(st.lists(st.tuples(st.text(), st.text()), max_size=5))
+def test_nothing_in_a_table_can_draw_or_break_the_line(rows: list[tuple[str, str]]) -> None:
+    import contextlib
+
+    with contextlib.redirect_stdout(io.StringIO()) as shown:
+        PLAIN.table(("A", "B"), rows)
+    assert len(shown.getvalue().split("\n")) == len(rows) + 2
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", shown.getvalue())
+
+
+def test_no_color_and_dumb_terminals_get_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TERM", "xterm")
+    assert colours(Screen())
+    assert not colours(io.StringIO())
+    monkeypatch.setenv("NO_COLOR", "1")
+    assert not colours(Screen())
+    monkeypatch.delenv("NO_COLOR")
+    monkeypatch.setenv("TERM", "dumb")
+    assert not colours(Screen())
+
+
+@pytest.mark.parametrize("option", ["plain", "json", "quiet"])
+def test_options_switch_the_live_view_off(option: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdout", Screen())
+    monkeypatch.setenv("TERM", "xterm")
+    none = {"json": False, "plain": False, "quiet": False, "verbose": False}
+    assert Output(**none).live
+    assert not Output(**{**none, option: True}).live
+
+
+def test_quiet_silences_narration_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
+    out = Output(json=False, plain=False, quiet=True, verbose=False)
+    out.note("on the way")
+    out.detail("in detail")
+    out.warn("look out")
+    out.data("fact")
+    shown = capsys.readouterr()
+    assert shown.err == "look out\n"
+    assert shown.out == "fact\n"
+
+
+def test_values_become_json_exactly() -> None:
+    @dataclass(frozen=True)
+    class Price:
+        amount: Decimal
+        parts: tuple[int, ...]
+
+    assert json.dumps(jsonable({"a": Price(Decimal("0.10"), (1, 2)), 3: None})) == (
+        '{"a": {"amount": "0.10", "parts": [1, 2]}, "3": null}'
+    )
