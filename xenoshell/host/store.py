@@ -52,11 +52,11 @@ def literal_pieces(recipe: Recipe) -> List[_Pieces]:
     return [tuple(p) for p in pieces]
 
 
-def needed_bytes(recipe: Recipe, done: FrozenSet[int] = frozenset()) -> int:
-    """Bytes of disk that carrying out a recipe still takes, when the segments ``done`` are written already."""
+def needed_bytes(recipe: Recipe, done: FrozenSet[int], copied: bool) -> int:
+    """Bytes of disk that a recipe still takes, once its segments ``done`` are written and its held blocks ``copied``."""
     literals = sum(count for i, pieces in enumerate(literal_pieces(recipe)) if i not in done for _, _, count in pieces)
-    copied = sum(count for _, count, source, _ in recipe.runs if source) if not done else 0
-    return (literals + copied) * BLOCK
+    copies = 0 if copied else sum(count for _, count, source, _ in recipe.runs if source)
+    return (literals + copies) * BLOCK
 
 
 class Store:
@@ -99,7 +99,7 @@ class Store:
         with self._lock:
             for number, transfer in self._transfers.items():
                 if transfer.recipe.blob == recipe.blob:
-                    if codec.dumps(transfer.recipe) != text:
+                    if transfer.recipe != recipe:
                         raise Failure("busy", "blob %s is being transferred by another recipe" % recipe.blob)
                     return BlobState(False, number, transfer.missing())
         sources = [self._open_blob(digest) for digest in recipe.held]
@@ -242,7 +242,6 @@ class Transfer:
         if _read(self._fd, "recipe.json") != text:
             for name in ("recipe.json", "done", "data"):
                 _unlink(self._fd, name)
-            self._check_space()
             write_whole(os.path.join(directory, "recipe.json"), text)
         self._data = os.open("data", _NEW_FILE, 0o600, dir_fd=self._fd)
         self._journal = os.open("done", _NEW_FILE | os.O_APPEND, 0o600, dir_fd=self._fd)
@@ -256,9 +255,12 @@ class Transfer:
             self._copy(sources)
 
     def _check_space(self) -> None:
-        needed = needed_bytes(self.recipe, frozenset(self._done))
+        needed = self._needed()
         if needed > free_bytes(self._partials):
             raise disk_full(self._partials, needed)
+
+    def _needed(self) -> int:
+        return needed_bytes(self.recipe, frozenset(self._done), self._copied)
 
     def _read_journal(self) -> None:
         entries = b""
@@ -286,7 +288,7 @@ class Transfer:
             os.write(self._journal, _INDEX.pack(_COPIED))
         except OSError as error:
             if is_full(error):
-                raise disk_full(self._partials, needed_bytes(self.recipe, frozenset(self._done))) from None
+                raise disk_full(self._partials, self._needed()) from None
             raise
         self._copied = True
 
@@ -304,7 +306,7 @@ class Transfer:
             self._write(index, packed)
         except OSError as error:
             if is_full(error):
-                raise disk_full(self._partials, needed_bytes(self.recipe, frozenset(self._done))) from None
+                raise disk_full(self._partials, self._needed()) from None
             raise
         finally:
             with self._mutex:

@@ -8,6 +8,8 @@ from typing import Any, Dict, Tuple, Type, TypeVar, Union, get_type_hints
 
 T = TypeVar("T")
 _HINTS: Dict[type, Dict[str, Any]] = {}
+#: Looked at first, since a recipe has a hundred thousand of them.
+_SCALARS = frozenset((int, str, bool, float))
 
 
 class CodecError(ValueError):
@@ -19,7 +21,7 @@ def encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {f.name: encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
     if isinstance(value, (list, tuple)):
-        return [encode(v) for v in value]
+        return [v if type(v) in _SCALARS else encode(v) for v in value]
     if isinstance(value, dict):
         return {k: encode(v) for k, v in value.items()}
     return value
@@ -79,10 +81,15 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, list):
             raise CodecError("%s: expected a list, found %s" % (where, type(value).__name__))
         if len(arguments) == 2 and arguments[1] is Ellipsis:
+            if arguments[0] in _SCALARS and all(type(v) is arguments[0] for v in value):
+                return tuple(value)
             return tuple(_decode(arguments[0], v, "%s[%d]" % (where, i)) for i, v in enumerate(value))
         if len(value) != len(arguments):
             raise CodecError("%s: expected %d items, found %d" % (where, len(arguments), len(value)))
-        return tuple(_decode(a, v, "%s[%d]" % (where, i)) for i, (a, v) in enumerate(zip(arguments, value)))
+        return tuple(
+            v if type(v) is a and a in _SCALARS else _decode(a, v, "%s[%d]" % (where, i))
+            for i, (a, v) in enumerate(zip(arguments, value))
+        )
     if origin is dict:
         if not isinstance(value, dict):
             raise CodecError("%s: expected an object, found %s" % (where, type(value).__name__))
