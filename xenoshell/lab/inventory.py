@@ -57,10 +57,13 @@ def write_inventory(path: Path, user: str, hosts: tuple[LabHost, ...]) -> None:
                 disk_gib_hour=place.disk,
                 transfer_gib=place.transfer,
             ),
+            labels={"lab": "yes"},
             bind="127.0.0.1",
             state_dir=str(host.state_dir),
             ssh_options=inventory.SshOptions(
-                config="/dev/null", known_hosts=str(path.parent / "known_hosts"), identity=str(path.parent / "id_ed25519")
+                config="/dev/null",
+                known_hosts=str(path.parent / "known_hosts"),
+                identity=str(path.parent / "id_ed25519"),
             ),
         )
 
