@@ -10,9 +10,10 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
-from xenoshell.deploy.engine import Job, Outcome, deploy
+from xenoshell.deploy.engine import Job, deploy
 from xenoshell.deploy.events import Event
 from xenoshell.deploy.need import Blob, ImageFacts, Known, Need
+from xenoshell.deploy.outcome import Outcome
 from xenoshell.deploy.ports import Clock, Policy
 from xenoshell.deploy.record import Record, new_record
 from xenoshell.fleet.inventory import Declared, Host, Place, PriceList
@@ -85,6 +86,7 @@ class FakeHost:
     lose_in_send: int = 0  # so many transfers break half way
     send_failures: list[Failure] = field(default_factory=list)
     create_failures: list[Failure] = field(default_factory=list)
+    progresses: bool = True
     renew_failure: Failure | None = None
     becomes: str = "ready"  # what a VM becomes: a state
     cause: str = ""
@@ -252,7 +254,8 @@ class FakeConnector:
         await asyncio.sleep(0)
         if fake.gate is not None:
             await fake.gate.wait()
-        on_progress(1000, 2000)
+        if fake.progresses:
+            on_progress(1000, 2000)
         if fake.lose_in_send:
             fake.lose_in_send -= 1
             fake.cut()

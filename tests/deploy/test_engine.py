@@ -10,8 +10,9 @@ import pytest
 
 from tests.deploy.fakes import DISK, KERNEL, QUICK, FakeHost, World, facts, known, session, world
 from tests.support import eventually_async
-from xenoshell.deploy.engine import exit_code
+from xenoshell.deploy.engine import deploy
 from xenoshell.deploy.events import Event
+from xenoshell.deploy.outcome import exit_code
 from xenoshell.errors import BadInput
 from xenoshell.wire.causes import Failure
 
@@ -339,8 +340,6 @@ async def test_a_reader_that_breaks_is_dropped_and_told_at_the_end() -> None:
     def broken(event: Event) -> None:
         raise BrokenPipeError("gone")
 
-    from xenoshell.deploy.engine import deploy
-
     outcome = await deploy(w.job(session({"hosts": ["a"]})), w.connector, (broken, w.events.append), policy=QUICK)
     assert outcome.ready == 1 and [type(e) for e in outcome.reader_errors] == [BrokenPipeError]
     assert w.names()[-1] == "session.done"
@@ -361,3 +360,16 @@ async def test_a_vm_on_a_host_that_the_inventory_lost_is_reported_and_left_alone
     assert [(v.host, v.state) for v in outcome.vms] == [("a", "ready"), ("b", "unknown")]
     assert fewer.event("vm.failed", "vm-2").fields["remedy"]
     assert fewer.record.vms["vm-2"].host == "b"
+
+
+async def test_a_link_that_breaks_again_and_again_is_endured_while_more_arrives_each_time() -> None:
+    w = world(a=FakeHost(lose_in_send=20))
+    outcome = await w.deploy(session({"hosts": ["a"]}), replace(QUICK, back_s=0.3))
+    assert outcome.exit_code == 0
+    assert w.names("a").count("host.lost") >= 10
+
+
+async def test_a_link_that_breaks_again_and_again_with_nothing_to_show_is_given_up() -> None:
+    w = world(a=FakeHost(send_failures=[Failure("connection-lost", "a: cut")] * 10_000, progresses=False))
+    outcome = await w.deploy(session({"hosts": ["a"]}), replace(QUICK, back_s=0.3))
+    assert outcome.vms[0].cause == "connection-lost" and w.names("a")[-2:] == ["host.lost", "vm.failed"]

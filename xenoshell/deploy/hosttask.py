@@ -13,13 +13,14 @@ from typing import Generic
 
 from ..fleet.inventory import Host
 from ..wire.causes import Failure
-from ..wire.values import HostFacts, Recipe, VmStatus
+from ..wire.values import HostFacts, VmStatus
 from . import events
 from .events import Event
 from .need import Blob, Known
 from .placement import IDLE
 from .plan import FOLLOWED, HostPlan, VmPlan, plan_host
 from .ports import TRANSPORT, Clock, Connector, L, Policy, T, first_failure, within
+from .sending import Sending, Transferred
 from .specs import Entry, Made
 from .track import Track
 
@@ -37,15 +38,6 @@ class Orders:
     recorded: Mapping[str, Entry]
     replace: bool = False
     prune: bool = False
-
-
-@dataclass
-class Transferred:
-    """What was sent to a host: bytes and seconds, over all its blobs."""
-
-    bytes_sent: int = 0
-    seconds: float = 0.0
-    began: float | None = None
 
 
 @dataclass
@@ -75,7 +67,6 @@ class HostTask(Generic[L]):
     _lost_at: float | None = None
     _progress_at: float = 0.0
     _attempt: int = 0
-    _best: dict[str, int] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Do it all. Raises nothing but a cancellation."""
@@ -216,6 +207,22 @@ class HostTask(Generic[L]):
     def _to_follow(self, plan: HostPlan) -> bool:
         return any(v.action in FOLLOWED and not self.tracks[v.vm].finished.is_set() for v in plan.vms)
 
+    def _sending(self) -> Sending[L]:
+        return Sending(
+            self.host.name,
+            self.connector,
+            self.transferred,
+            emit=self.emit,
+            now=self.now,
+            progressed=self._progressed,
+            clock=self.clock,
+            policy=self.policy,
+        )
+
+    def _progressed(self) -> None:
+        """Something got done: patience begins anew."""
+        self._progress_at = self.now()
+
     def _admit(self, facts: HostFacts, plan: HostPlan) -> None:
         """Raises `Failure` if the host cannot do what the plan asks of it."""
         name = self.host.name
@@ -228,7 +235,7 @@ class HostTask(Generic[L]):
     async def _act(self, link: L, plan: HostPlan, there: Mapping[str, VmStatus], seeds: Mapping[str, bytes]) -> None:
         try:
             async with asyncio.TaskGroup() as group:
-                blobs = {b.digest: group.create_task(self._blob(link, b)) for b in plan.blobs}
+                blobs = {b.digest: group.create_task(self._sending().send(link, b)) for b in plan.blobs}
                 proofs = self._proofs(link, plan, blobs, group)
                 for vm in plan.vms:
                     group.create_task(self._vm(link, vm, there.get(vm.vm), seeds.get(vm.vm, b""), blobs, proofs))
@@ -249,59 +256,6 @@ class HostTask(Generic[L]):
                 track.update(status, self._address(link))
                 if track.state != before:
                     self._progress_at = self.now()
-
-    async def _blob(self, link: L, blob: Blob) -> Failure | None:
-        """Send one blob. A failure that concerns it alone is the result; that of the connection is raised."""
-        name, t0 = self.host.name, self.now()
-        if self.transferred.began is None:
-            self.transferred.began = t0
-        last = t0 - self.policy.progress_every_s
-
-        def on_recipe(recipe: Recipe) -> None:
-            self.emit(
-                events.transfer_planned(
-                    self.now(),
-                    name,
-                    bytes_image=recipe.size,
-                    bytes_needed=sum(s.packed for s in recipe.segments),
-                    base=recipe.held[0] if recipe.held else None,
-                    blob=blob.digest,
-                    what=blob.what,
-                )
-            )
-
-        def on_progress(done: int, needed: int) -> None:
-            nonlocal last
-            t = self.now()
-            if done > self._best.get(blob.digest, 0):
-                self._best[blob.digest], self._progress_at = done, t
-            if done >= needed or t - last >= self.policy.progress_every_s:
-                last = t
-                self.emit(
-                    events.transfer_progress(
-                        t, name, bytes_done=done, bytes_needed=needed, source="client", blob=blob.digest
-                    )
-                )
-
-        busy = 0
-        while True:
-            try:
-                sent = await self.connector.send(link, blob.digest, on_recipe, on_progress)
-                break
-            except Failure as failure:
-                if failure.cause in TRANSPORT:
-                    raise
-                pause = self.policy.pause(busy + 1, self.clock.random())
-                if failure.cause != "busy" or self.now() + pause - t0 > self.policy.back_s:
-                    return failure
-                # Another client sends it, or what is left of a connection of ours that was lost: it ends or gets done.
-                busy += 1
-                await self.clock.sleep(pause)
-        t = self._progress_at = self.now()
-        self.transferred.bytes_sent += sent
-        self.transferred.seconds = t - self.transferred.began
-        self.emit(events.transfer_done(t, name, bytes_sent=sent, seconds=t - t0, blob=blob.digest))
-        return None
 
     def _proofs(
         self,

@@ -17,10 +17,11 @@ from ..fleet.inventory import Host, Inventory
 from ..wire.causes import Failure
 from ..wire.codec import encode
 from ..wire.values import VmStatus
-from .engine import DONE, NOTHING, SOME_FAILED
+from .outcome import DONE, NOTHING, SOME_FAILED
 from .ports import TRANSPORT, Connector, L, Policy, within
 from .record import Record, SessionStore, nearest
 from .specs import Entry
+from .summary import natural
 from .track import address
 
 T = TypeVar("T")
@@ -103,7 +104,7 @@ def targets(sessions: SessionStore, text: str) -> tuple[Target, ...]:
     name, slash, vm = text.partition("/")
     record = sessions.load(name)
     if not slash:
-        return tuple(Target(name, v, e) for v, e in sorted(record.vms.items(), key=_order))
+        return tuple(Target(name, v, e) for v, e in sorted(record.vms.items(), key=lambda item: natural(item[0])))
     if vm not in record.vms:
         known = tuple(sorted(record.vms))
         raise BadInput(f"the session {name!r} has no VM {vm!r}{nearest(vm, known)}")
@@ -124,12 +125,6 @@ def blast_radius(verb: str, chosen: Sequence[Target]) -> str:
     vms, hosts = len(chosen), len({t.host for t in chosen})
     words = {"stop": "stops", "destroy": "destroys"}.get(verb, f"{verb}s")
     return f"{words} {vms} VM{'s' if vms != 1 else ''} on {hosts} host{'s' if hosts != 1 else ''}"
-
-
-def _order(item: tuple[str, Entry]) -> tuple[str, int]:
-    """web-2 before web-10."""
-    stem, _, number = item[0].rpartition("-")
-    return (stem, int(number)) if number.isdigit() and len(number) < 9 else (item[0], 0)
 
 
 # ---------------------------------------------------------------- many hosts at once
@@ -223,7 +218,7 @@ def _reports(
     record: Record, answers: Mapping[str, tuple[str, tuple[VmStatus, ...]] | Failure], seen: Mapping[str, str]
 ) -> list[VmReport]:
     out = []
-    for vm, entry in sorted(record.vms.items(), key=_order):
+    for vm, entry in sorted(record.vms.items(), key=lambda item: natural(item[0])):
         answer = answers[entry.host]
         if isinstance(answer, Failure):
             out.append(

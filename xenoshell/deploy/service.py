@@ -18,10 +18,11 @@ from ..session.model import Session
 from ..wire.causes import Failure
 from ..wire.codec import CodecError, decode, loads
 from ..wire.values import CODECS, Recipe
-from .engine import Job, Outcome, deploy
+from .engine import Job, deploy
 from .events import Reader
 from .need import Blob, ImageFacts, Known, Need, needs
 from .operate import on_hosts
+from .outcome import Outcome
 from .plan import Plan, plan
 from .ports import Connector, L, Policy
 from .quote import Quote, budget_seconds, quote

@@ -57,6 +57,7 @@ class Summary:
         self._rows: dict[str, Row] = {}
         self._hosts: dict[str, tuple[int, float | None]] = {}
         self._first: dict[str, float] = {}
+        self._priced = False
         if quote is not None:
             self.price(quote)
 
@@ -64,13 +65,14 @@ class Summary:
     def rows(self) -> tuple[Row, ...]:
         """One row for each VM, with what its host's transfers took."""
         out = []
-        for row in self._rows.values():
+        for row in self._rows.values() if self._priced else sorted(self._rows.values(), key=lambda r: natural(r.vm)):
             sent, seconds = self._hosts.get(row.host, (0, None))
             out.append(replace(row, transfer_bytes=sent, transfer_s=seconds))
         return tuple(out)
 
     def price(self, quote: Quote) -> None:
         """Take places, prices and the order of rows from the quote that was deployed."""
+        self._priced = True
         old, self._rows = self._rows, {}
         for host in quote.hosts:
             for vm in host.vms:
@@ -125,6 +127,12 @@ class Summary:
             case "vm.failed":
                 change = {"state": "failed", **_why(event)}
         self._rows[event.vm] = replace(row, **change)
+
+
+def natural(name: str) -> tuple[str, int]:
+    """A key that sorts web-2 before web-10."""
+    stem, _, number = name.rpartition("-")
+    return (stem, int(number)) if number.isdigit() and len(number) < 9 else (name, 0)
 
 
 def summary(events: Iterable[Event], quote: Quote | None = None) -> tuple[Row, ...]:
