@@ -47,6 +47,7 @@ def process(*words: object, **options: object) -> Done:
     """The same as a process of its own, nothing on its standard input."""
     done = subprocess.run(  # type: ignore[call-overload]
         [sys.executable, "-m", "xenoshell", *map(str, words)],
+        check=False,
         capture_output=True,
         text=True,
         timeout=60,
@@ -59,7 +60,7 @@ def process(*words: object, **options: object) -> Done:
 def on_terminal(
     *argv: str, keys: str = "", after: str = "", timeout_s: float = 30.0, environment: dict[str, str] | None = None
 ) -> Done:
-    """Run ``argv`` on a real pseudo-terminal; type ``keys`` once ``after`` has appeared. Both streams are in ``out``."""
+    """Run ``argv`` on a real pseudo-terminal; type ``keys`` once ``after`` has appeared. ``out`` has both streams."""
     outer, inner = pty.openpty()
     shown = b""
     deadline = time.monotonic() + timeout_s

@@ -118,6 +118,7 @@ class Progress:
                 host.stage = "image there" if host.done >= host.needed else "sending"
 
     def _vm(self, event: Event) -> None:
+        self.hosts.setdefault(event.host, HostState(clean(event.host), "connected", ""))
         vm = self.vms.setdefault(event.vm, VmState(clean(event.vm), clean(event.host)))
         vm.host = clean(event.host)
         vm.accel = clean(event.text("accel")) or vm.accel

@@ -22,7 +22,9 @@ def show_quote(out: Output, quote: Quote) -> None:
 
     rows = []
     for host in quote.hosts:
-        sent = f"{human_size(host.transfer_bytes)}, {show(host.transfer_cost, host.currency)}"
+        sent = human_size(host.transfer_bytes)
+        if host.transfer_cost:
+            sent += f", {show(host.transfer_cost, host.currency)}"
         for index, vm in enumerate(host.vms):
             rows.append(
                 (
@@ -38,7 +40,8 @@ def show_quote(out: Output, quote: Quote) -> None:
             )
     out.table(("VM", "HOST", "PLACE", "VCPUS", "MEMORY", "DISK", "PER HOUR", "IMAGE TRANSFER"), rows)
     out.data()
-    out.data(f"total per hour: {quote.per_hour}; image transfer, once: {quote.transfer}")
+    once = f"; image transfer, once: {quote.transfer}" if quote.transfer.each else ""
+    out.data(f"total per hour: {quote.per_hour}{once}")
     if quote.lease_s is not None and quote.lease_cost is not None:
         out.data(f"until the lease ends, {human_duration(quote.lease_s)}: {quote.lease_cost}")
     if quote.hours is not None:
