@@ -38,6 +38,11 @@ def helpers(server: Sshd) -> list[int]:
     return [p.pid for p in found if "python3 -I -S" in p.command and "import os,sys" in p.command]
 
 
+async def no_sessions(server: Sshd) -> None:
+    """The server has nobody connected any more."""
+    await eventually_async(lambda: not any(descendants(pid) for pid in server.processes), 5, "connections are closed")
+
+
 # ---------------------------------------------------------------- the first answer
 
 
@@ -102,6 +107,7 @@ async def test_a_host_that_hangs_after_authentication_times_out_and_the_step_is_
     assert 1.4 < time.monotonic() - began < 3
     assert failure.cause == "timeout"
     assert "first answer of the helper at ams-1" in failure.message and "1.5 s" in failure.message
+    await no_sessions(server)
 
 
 async def test_a_server_that_says_nothing_times_out_in_the_key_exchange(paths: Paths, host_of: HostOf) -> None:
@@ -186,7 +192,7 @@ async def test_a_killed_helper_fails_what_waits_for_it_at_once(server: Sshd, hos
         assert caught.value.cause == "connection-lost"
         assert await link.extra_channel() is None
     async with await connect(link.host, paths, deadline_s=10):
-        assert not exists(dirname(link.facts.channel)), "the next helper did not tidy up"
+        assert not exists(dirname(link.facts.channel)), "the next helper did not tidy up"  # noqa: ASYNC240
 
 
 async def test_a_killed_sshd_is_a_lost_connection(server: Sshd, host_of: HostOf, paths: Paths) -> None:
@@ -229,6 +235,7 @@ async def test_closing_ends_the_helper_and_its_socket(server: Sshd, host_of: Hos
     await link.close()
     await link.close()
     await eventually_async(lambda: not helpers(server) and not exists(socket), 5, "the helper is gone")
+    await no_sessions(server)
     assert not processes_of(Path(str(link.host.state_dir)))
 
 
@@ -242,4 +249,5 @@ async def test_cancelling_a_connect_leaves_nothing(
     connecting.cancel()
     with pytest.raises(asyncio.CancelledError):
         await connecting
+    await no_sessions(server)
     assert [t for t in asyncio.all_tasks() if t is not asyncio.current_task()] == []

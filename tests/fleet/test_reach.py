@@ -322,7 +322,8 @@ async def test_a_revoked_key_is_refused_even_if_it_is_known(server: Sshd, host_o
 
 @pytest.mark.parametrize("words", ["UserKnownHostsFile none", "UserKnownHostsFile /dev/null"])
 async def test_no_configuration_switches_the_check_off(server: Sshd, paths: Paths, words: str) -> None:
-    user_config(alias("box", server, f"  StrictHostKeyChecking no\n  {words}"))
+    """And the files that it puts aside are not read."""
+    user_config(alias("box", server, f"  StrictHostKeyChecking no\n  {words}"), server.known_line)
     failure = await refused(Host(name="a", ssh="box"), paths)
     assert failure.cause == "host-key-unknown"
     assert "Accepted" not in server.log

@@ -12,6 +12,7 @@ import pytest
 from tests.fleet.relay import far_away
 from tests.fleet.sshd import Sshd, sshd
 from tests.host_helper.peer import recipe_for
+from xenoshell.fleet.channel import Channel
 from xenoshell.fleet.inventory import Host
 from xenoshell.fleet.link import HostLink, connect
 from xenoshell.fleet.transfer import WINDOW, channels_wanted, send_blob, window_bound
@@ -34,12 +35,13 @@ class Pack:
         self.spoil: dict[int, int] = {}
         self.pause_at: int | None = None
         self.paused = asyncio.Event()
+        self.go_on = asyncio.Event()
 
     async def segment(self, index: int) -> bytes:
         self.read.append(index)
         if index == self.pause_at:
             self.paused.set()
-            await asyncio.Event().wait()
+            await self.go_on.wait()
         if self.spoil.get(index, 0) > 0:
             self.spoil[index] -= 1
             return bytes(len(self.segments[index]))
@@ -143,25 +145,46 @@ async def test_cancelled_it_goes_on_with_the_rest_on_the_same_link(link: HostLin
 
 async def test_after_a_killed_sshd_only_the_rest_is_sent(host_of: HostOf, paths: Paths, tmp_path: Path) -> None:
     pack, progress = Pack(8 * MIB), Progress()
-    pack.pause_at = 6
+    pack.pause_at = 4
     with sshd(tmp_path / "sshd") as server:
         host = host_of(server)
         async with await connect(host, paths, deadline_s=10) as link:
             sending = asyncio.create_task(send_blob(link, pack, pack.recipe, progress))
-            await progress.at_least(3 * MIB)
+            await asyncio.wait_for(pack.paused.wait(), 20)
             server.kill()
-            pack.paused.set()
             with pytest.raises(Failure) as caught:
-                # The source is stuck on a segment: the loss of the link must end the transfer all the same.
+                # It is reading the next segment just now: the loss of the link must end the transfer all the same.
                 await asyncio.wait_for(sending, 10)
             assert caught.value.cause == "connection-lost"
     done = progress.steps[-1][0]
-    assert 3 * MIB <= done < pack.bytes
+    assert MIB <= done < pack.bytes
     pack.pause_at = None
     with sshd(tmp_path / "sshd2", port=server.port, identity=server.identity, host_key=server.host_key):
         async with await connect(host, paths, deadline_s=10) as link:
             assert await send_blob(link, pack, pack.recipe, progress) <= pack.bytes - done
     assert held(host, pack.recipe) == pack.data
+
+
+async def test_a_channel_that_ends_while_the_link_lives_loses_nothing(link: HostLink) -> None:
+    pack, progress = Pack(8 * MIB), Progress()
+    channels: list[Channel | None] = []
+    original = link.extra_channel
+
+    async def kept() -> Channel | None:
+        channels.append(await original())
+        return channels[-1]
+
+    link.extra_channel = kept  # type: ignore[method-assign]
+    pack.pause_at = 5
+    sending = asyncio.create_task(send_blob(link, pack, pack.recipe, progress))
+    await asyncio.wait_for(pack.paused.wait(), 20)
+    assert channels[0] is not None
+    pack.pause_at = None
+    channels[0].close()
+    pack.go_on.set()
+    await asyncio.wait_for(sending, 20)
+    assert len(channels) > 1
+    assert held(link.host, pack.recipe) == pack.data
 
 
 async def test_without_further_channels_it_arrives_over_the_first(
