@@ -7,12 +7,15 @@ import json
 import re
 from dataclasses import dataclass
 from decimal import Decimal
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from xenoshell.cli.output import Cell, Output, colours, jsonable, width
+from xenoshell.cli.styles import OWN, palette, sgr, styles
+from xenoshell.errors import BadInput
 
 PLAIN = Output(json=False, plain=True, quiet=False, verbose=False)
 
@@ -62,8 +65,8 @@ def test_options_switch_the_live_view_off(option: str, monkeypatch: pytest.Monke
     monkeypatch.setattr("sys.stdout", Screen())
     monkeypatch.setenv("TERM", "xterm")
     none = {"json": False, "plain": False, "quiet": False, "verbose": False}
-    assert Output(**none).live
-    assert not Output(**{**none, option: True}).live
+    assert Output(**none).live  # type: ignore[arg-type]
+    assert not Output(**{**none, option: True}).live  # type: ignore[arg-type]
 
 
 def test_quiet_silences_narration_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,3 +89,25 @@ def test_values_become_json_exactly() -> None:
     assert json.dumps(jsonable({"a": Price(Decimal("0.10"), (1, 2)), 3: None})) == (
         '{"a": {"amount": "0.10", "parts": [1, 2]}, "3": null}'
     )
+
+
+def test_a_theme_by_name_and_one_of_the_users_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert palette(tmp_path) == OWN
+    monkeypatch.setenv("XENOSHELL_THEME", "xenoshell-dark")
+    assert palette(tmp_path)["good"].startswith("#")
+    (tmp_path / "themes").mkdir()
+    text = 'name = "mine"\nprimary = "#000000"\nsuccess = "ansi_bright_blue"\nerror = "#010203"\n'
+    (tmp_path / "themes" / "mine.toml").write_text(text)
+    monkeypatch.setenv("XENOSHELL_THEME", "mine")
+    mine = palette(tmp_path)
+    assert sgr(mine["good"]) == "94"
+    assert styles(mine)["good"].color is not None
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    assert sgr(mine["bad"]) == "38;2;1;2;3"
+    monkeypatch.delenv("COLORTERM")
+    assert sgr(mine["bad"]) == ""
+    monkeypatch.setenv("XENOSHELL_THEME", "xenoshell-drak")
+    with pytest.raises(BadInput, match="did you mean xenoshell-dark"):
+        palette(tmp_path)

@@ -13,7 +13,7 @@ from xenoshell.cli.live import _View
 from xenoshell.cli.output import Output
 from xenoshell.cli.progress import Progress
 from xenoshell.cli.rollout import followed
-from xenoshell.cli.styles import styles
+from xenoshell.cli.styles import OWN, styles
 from xenoshell.deploy import events
 from xenoshell.deploy.events import Event
 from xenoshell.wire.causes import Failure
@@ -49,7 +49,7 @@ def run_of_two_hosts() -> list[Event]:
 def picture(progress: Progress, now: float, room: int = 20, columns: int = 110) -> str:
     screen = io.StringIO()
     console = Console(file=screen, width=columns, height=24, force_terminal=False, color_system=None)
-    console.print(_View(progress, styles(), now).render(room))
+    console.print(_View(progress, styles(OWN), now).render(room))
     return screen.getvalue()
 
 
@@ -118,7 +118,7 @@ def test_a_second_deployment_in_a_record_starts_anew() -> None:
 
 
 def out(**options: bool) -> Output:
-    return Output(**{"json": False, "plain": False, "quiet": False, "verbose": False, **options})
+    return Output(**{"json": False, "plain": False, "quiet": False, "verbose": False, **options})  # type: ignore[arg-type]
 
 
 def test_json_is_one_object_a_line_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:

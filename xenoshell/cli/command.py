@@ -16,6 +16,7 @@ from typer.core import TyperGroup
 from ..paths import Paths, paths
 from .exits import INTERRUPTED, Refused, Stop, mapped
 from .output import Output
+from .styles import palette
 
 T = TypeVar("T")
 
@@ -148,9 +149,9 @@ def declare(function: Callable[..., Any], parameters: list[inspect.Parameter]) -
 def invoke(given: Given, function: Callable[[Cli], None]) -> None:
     """Call ``function`` with what ``given`` asks for; failures become messages and exit codes (`typer.Exit`)."""
     where = paths(given.config_dir, given.state_dir)
-    out = Output(given.json, given.plain, given.quiet, given.verbose)
     try:
         with mapped(where.logs, given.verbose):
+            out = Output(given.json, given.plain, given.quiet, given.verbose, palette(where.config))
             function(Cli(out, where, given.yes, given))
             sys.stdout.flush()
     except Stop as stop:

@@ -6,16 +6,14 @@ import json as json_module
 import os
 import sys
 import unicodedata
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, Final, TextIO
+from typing import Any, TextIO
 
 from ..console.clean import clean
 from ..wire.codec import encode
-
-#: SGR codes by role, used where no theme has a say: plain tables and lines of a terminal.
-_ROLES: Final = {"good": "32", "bad": "31", "warn": "33", "dim": "2", "head": "1"}
+from .styles import OWN, sgr
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,7 @@ class Output:
     plain: bool
     quiet: bool
     verbose: bool
+    palette: Mapping[str, str] = field(default_factory=lambda: OWN)
 
     @property
     def coloured(self) -> bool:
@@ -85,7 +84,8 @@ class Output:
 
     def paint(self, text: str, role: str) -> str:
         """``text`` in the colour of ``role`` where stdout takes colours."""
-        return f"\x1b[{_ROLES[role]}m{text}\x1b[0m" if role and self.coloured else text
+        code = sgr(self.palette[role]) if role and self.coloured else ""
+        return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, without_empty: bool = False) -> None:
         """Aligned columns without lines, two blanks apart; over right-aligned cells the head is at the right.

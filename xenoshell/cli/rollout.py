@@ -180,7 +180,7 @@ def followed(out: Output, *, recorded: bool = False) -> Iterator[View]:
     from .styles import styles
 
     progress, began = Progress(), time.monotonic()
-    with live_view(progress, styles(), lambda: progress.t if recorded else time.monotonic() - began):
+    with live_view(progress, styles(out.palette), lambda: progress.t if recorded else time.monotonic() - began):
         yield View(out, (summary, progress), finish)
 
 
