@@ -31,7 +31,9 @@ export PATH=/bin
 /bin/busybox --install -s /bin
 mkdir -p /proc /sys /dev /www /etc/acpi/PWRF
 mount -t devtmpfs dev /dev; mount -t proc proc /proc; mount -t sysfs sys /sys
-while read -r module; do insmod "/modules/$module"; done < /modules/order
+while read -r module; do
+    grep -q "no${{module%%[-_.]*}}" /proc/cmdline || insmod "/modules/$module"
+done < /modules/order
 ip link set eth0 up; ip addr add 10.0.2.15/24 dev eth0; ip route add default via 10.0.2.2
 echo "hello from the guest" > /www/index.html
 grep -q nohttp /proc/cmdline || httpd -p 80 -h /www
@@ -168,7 +170,7 @@ class Guest:
                 raise AssertionError(f"never {check}; last seen {seen[-1:]}\n{self.log()[-2000:]!r}") from None
 
     def shell(self, command: str, wanted: str) -> bytes:
-        """Type a command once the guest has its prompt, and read its console until ``wanted`` is there; all that was."""
+        """Type a command once the guest has its prompt; what its console said until ``wanted``."""
         with self.talk() as talk:
             stream = talk.request("console", replay=1 << 20)
             seen = talk.text(stream, UP.encode()) if UP.encode() not in self.log() else b""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import time
 import urllib.request
 
@@ -11,8 +12,9 @@ import pytest
 
 from tests.host_vm.guests import UP, World, gone
 from tests.support import eventually
-from xenoshell.host import proc
+from xenoshell.host import proc, sweep
 from xenoshell.host.vmdir import list_vms
+from xenoshell.images.packages import Packages, unpack
 from xenoshell.wire.values import Ready
 
 pytestmark = pytest.mark.e2e
@@ -95,7 +97,7 @@ def test_killed_supervisors_and_guardians_come_back_to_the_same_qemu(world: Worl
 
 
 def test_a_panic_and_a_power_off_are_noticed_with_their_cause(world: World) -> None:
-    guest = world.guest()
+    guest = world.guest(cmdline="console=ttyS0 quiet nopvpanic")
     for command, cause in (("echo c > /proc/sysrq-trigger", "guest-panic"), ("poweroff -f", "guest-poweroff")):
         guest.until("ready")
         guest.shell(command, command)
@@ -105,7 +107,7 @@ def test_a_panic_and_a_power_off_are_noticed_with_their_cause(world: World) -> N
         if cause == "guest-panic":
             assert status.message.startswith("Kernel panic - not syncing: sysrq triggered crash")
             log = guest.log()
-            assert b"Kernel panic" in log and b"Call Trace" in log
+            assert b"end Kernel panic" in log and b"Call Trace" in log
             guest.order("running")
 
 
@@ -132,3 +134,51 @@ def test_a_lease_ends_a_guest_that_does_not_listen_and_a_new_one_lets_it_start(w
     assert ready.cause == "" and ready.message == ""
     guest.order("restart")
     assert guest.until(lambda s: s.run == 3 and s.state == "running", 10).pid != ready.pid
+
+
+def test_a_guest_that_reboots_goes_on_and_one_that_is_no_linux_runs(world: World, packages: Packages) -> None:
+    guest = world.guest()
+    first = guest.until("ready")
+    guest.shell("reboot -f", "reboot -f")
+    eventually(lambda: guest.log().count(UP.encode()) == 2, 30.0)
+    again = guest.status()
+    assert (again.state, again.pid, again.run) == ("ready", first.pid, 1)
+    guest.shell("dmesg -n 1; echo c > /proc/sysrq-trigger", "dmesg")  # the device for it tells, with no word printed
+    panicked = guest.until("exited", 10)
+    assert (panicked.cause, panicked.message) == ("guest-panic", "the guest reported a panic")
+    guest.order("destroyed")
+
+    unpack(packages.fetch(["ipxe"])["ipxe"], world.host.state / "packages")
+    kernel = world.host.blob(world.host.state / "packages/boot/ipxe.lkrn")
+    other = world.guest(kernel=kernel, initrd=None, cmdline="", ready=Ready("console", match="Features:"))
+    other.until("ready")
+    assert b"Open Source Network Boot Firmware" in other.log()
+
+
+def test_a_full_disk_pauses_the_guest_and_room_lets_it_go_on(world: World) -> None:
+    state = world.host.state
+    size = 100
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={size}m", "xenoshell-test", str(world.host.vms)], check=False
+    )
+    if mounted.returncode:
+        pytest.skip("this test mounts a small file system")
+    try:
+        guest = world.guest(disk_bytes=256 << 20)
+        guest.until("ready")
+        filler = world.host.vms / ".filler"
+        filler.write_bytes(bytes((size - 8) << 20))
+        guest.shell("dd if=/dev/zero of=/dev/vda bs=1M count=30 conv=fsync; echo $((6*7))done", "dd if")
+        full = guest.until(lambda s: s.cause == "disk-full", 30)
+        assert full.state == "ready" and "disk is full" in full.message
+        with guest.talk() as talk:  # nothing can be written, and yet all goes on
+            assert talk.ask("renew", lease_s=100.0)["lease_left_s"] > 99
+        filler.unlink()
+        guest.until(lambda s: s.cause == "", 10)
+        guest.shell("", "42done")
+        guest.order("destroyed")
+        eventually(lambda: not os.path.exists(guest.dir.path))
+        assert state.exists()
+    finally:
+        sweep.sweep(str(state))
+        subprocess.run(["umount", "-l", str(world.host.vms)], check=True)

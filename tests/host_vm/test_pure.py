@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -229,6 +230,26 @@ def test_the_guests_address_is_found_behind_a_tap_devices_header() -> None:
     mac = bytes.fromhex(MAC.replace(":", ""))
     data = struct.pack("<IIII", 1, 2, 32, 900) + bytes(12) + bytes(6) + mac + bytes(8)
     assert meter.packets(data, mac) == (48, 0, 900)
+
+
+def test_a_growing_dump_is_read_to_the_byte_and_gives_its_space_back(tmp_path: Path) -> None:
+    path = tmp_path / "net.pcap"
+    dump = meter.Dump(str(path), MAC)
+    assert dump.read() == (0, 0)  # QEMU has not made it yet
+    inward = outward = 0
+    with path.open("wb", buffering=0) as file:  # as QEMU does: at its own position, not at the end
+        file.write(bytes(24))
+        for n in range(40):
+            data = record(MAC, 100) * 300 + record("52:55:0a:00:02:02", 1500) * 100
+            file.write(data[: n * 7])
+            more_in, more_out = dump.read()
+            file.write(data[n * 7 :])
+            inward, outward = inward + more_in, outward + more_out
+    more_in, more_out = dump.read()
+    assert (inward + more_in, outward + more_out) == (40 * 100 * 1500, 40 * 300 * 100)
+    assert path.stat().st_blocks * 512 < 400 << 10 < path.stat().st_size
+    again = meter.Dump(str(path), MAC, dump.offset)  # another supervisor goes on there
+    assert again.read() == (0, 0)
 
 
 def test_the_disks_use_is_summed() -> None:

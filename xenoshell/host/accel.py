@@ -64,7 +64,7 @@ def prove(kernel: str, digest: str, proofs: str, arch: str = "x86_64", deadline_
     with _turn(path + ".lock"):
         known = _read(path)
         if known is None:
-            known = _try(kernel, digest, proofs, arch, deadline_s)
+            known = boots(kernel, digest, proofs, arch, deadline_s)
             write_whole(path, codec.dumps(known))
     return known
 
@@ -178,17 +178,18 @@ class _turn:
         os.close(self._fd)
 
 
-def _try(kernel: str, digest: str, proofs: str, arch: str, deadline_s: float) -> Proof:
-    initramfs = os.path.join(proofs, "probe.%d.cpio" % os.getpid())
+def boots(kernel: str, digest: str, directory: str, arch: str, deadline_s: float, *, accel: str = "kvm") -> Proof:
+    """Boot ``kernel`` with the one-file initramfs, in ``directory``, until its first process tells that it is there."""
+    initramfs = os.path.join(directory, "probe.%d.cpio" % os.getpid())
     write_whole(initramfs, probe_image.initramfs())
     command = [
         qemu.binary(arch),
         "-M",
         "pc",
         "-accel",
-        "kvm",
+        accel,
         "-cpu",
-        "host",
+        "host" if accel == "kvm" else "max",
         "-m",
         "256M",
         "-nodefaults",
@@ -215,7 +216,7 @@ def _try(kernel: str, digest: str, proofs: str, arch: str, deadline_s: float) ->
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
-            cwd=proofs,
+            cwd=directory,
             start_new_session=True,
         )
     except OSError as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
+import struct
 from typing import Any, Dict, Iterator, Optional
 
 from xenoshell.wire import codec
@@ -19,35 +21,38 @@ def read_json(path: str) -> Optional[Dict[str, Any]]:
         return None
 
 
+#: struct flock of fcntl(2) on 64-bit Linux: type, whence, start, length (0: all), pid.
+_FLOCK = struct.Struct("hhqqi4x")
+
+
 def try_lock(path: str) -> Optional[int]:
-    """Take the exclusive lock on file ``path`` (made if missing): a descriptor that holds it, or None while another
-    does.
+    """Take the exclusive lock on file ``path`` (made if missing): a descriptor that holds it, None if another does.
+
+    The lock belongs to the open file ("OFD" lock): children that inherit the descriptor hold it too, and unlike with
+    flock(2) others can ask for it without taking it.
     """
     fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        fcntl.fcntl(fd, fcntl.F_OFD_SETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
+    except OSError as error:
         os.close(fd)
-        return None
-    except OSError:
-        os.close(fd)
+        if error.errno in (errno.EAGAIN, errno.EACCES):
+            return None
         raise
     return fd
 
 
 def locked(path: str) -> bool:
-    """Whether a living process holds the lock on ``path``."""
+    """Whether a living process holds the lock on ``path``. Asking disturbs nobody who is about to take it."""
     try:
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
         return False
     try:
-        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
+        answer = fcntl.fcntl(fd, fcntl.F_OFD_GETLK, _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0))
     finally:
         os.close(fd)
-    return False
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
 
 
 @contextlib.contextmanager

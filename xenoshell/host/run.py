@@ -23,7 +23,7 @@ from xenoshell.wire.values import Forward, VmSpec
 
 #: How long a panicking kernel may go on printing, in seconds; and after the last line that it is known to print.
 PANIC_S, PANIC_END_S = 1.0, 0.1
-#: How long a running QEMU may take to answer a supervisor that comes back.
+#: How long QEMU may take to answer, in seconds: one that was just started, or one that a supervisor comes back to.
 ATTACH_S = 20.0
 PORT_ATTEMPTS = 5
 #: Free bytes on the host's disk at which a guest that was paused for want of them goes on.
@@ -113,6 +113,7 @@ class Run:
             cause = "no-hypervisor" if isinstance(error, FileNotFoundError) else "qemu-failed"
             self._end("failed", cause, "cannot start QEMU: %s" % error)
             return
+        self._timers.set("attach", ATTACH_S, machine.kill)
         self._remember(machine.process)
 
     def _arguments(self, forwards: Tuple[Forward, ...], monitor: int, console: int) -> List[str]:

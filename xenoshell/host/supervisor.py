@@ -180,8 +180,9 @@ def supervise(path: str, guard: int, announce: int) -> int:
     vmdir = VmDir(os.path.dirname(path), os.path.basename(path))
     try:
         lock = locks.try_lock(vmdir.file("lock"))
-        if lock is None:
-            return 0  # there is one already
+        if lock is None:  # there is one already, or it is just starting
+            _announce(announce)
+            return 0
         with contextlib.suppress(OSError):
             if os.stat(vmdir.file("supervisor.log")).st_size > LOG_LIMIT:
                 os.truncate(vmdir.file("supervisor.log"), 0)
@@ -200,11 +201,15 @@ def supervise(path: str, guard: int, announce: int) -> int:
 
     reactor.watch(guard, READ, orphaned)
     reactor.after(0, supervisor.settle)
-    if announce >= 0:
-        os.write(announce, b"1")
-        os.close(announce)
+    _announce(announce)
     reactor.run()
     return 0
+
+
+def _announce(pipe: int) -> None:
+    if pipe >= 0:
+        os.write(pipe, b"1")
+        os.close(pipe)
 
 
 def main(path: str) -> int:

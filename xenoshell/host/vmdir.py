@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
-from xenoshell.host import locks
+from xenoshell.host import locks, proc
 from xenoshell.host.statedir import sync_dir, write_whole
 from xenoshell.wire import codec
 from xenoshell.wire.causes import Failure
@@ -86,9 +86,7 @@ class VmDir:
         if seed and hashlib.sha256(seed).hexdigest() != spec.seed_sha256:
             raise Failure("bad-request", "%s: the seed's SHA-256 is not the one announced" % spec.id)
         if self.exists():
-            if self.read_wanted().state == "destroyed":
-                raise Failure("busy", "%s is being destroyed" % self.id)
-            if self.read_status().state != "failed":
+            if self.read_wanted().state != "destroyed" and self.read_status().state != "failed":
                 if self.read_spec() == spec:
                     return
                 raise Failure("bad-request", "%s is here already and was made from another specification" % self.id)
@@ -112,7 +110,7 @@ class VmDir:
             raise Failure("disk-full", "cannot write the VM %s: %s" % (self.id, error)) from error
 
     def _discard(self) -> None:
-        """Destroy a failed VM here and now, with whatever watches it."""
+        """Destroy a VM that failed or was to be destroyed, here and now, with whatever is left of it."""
         self.want("destroyed", "remade")
         deadline = time.monotonic() + ADOPT_DEADLINE_S
         if self.supervisor_alive():
@@ -121,7 +119,9 @@ class VmDir:
                 while connection.recv(65536) and time.monotonic() < deadline:
                     pass  # the supervisor reads the journal when somebody connects, and closes when it is done
         if self.supervisor_alive():
-            raise Failure("busy", "%s: the supervisor of its failed predecessor does not go" % self.id)
+            raise Failure("busy", "%s: the supervisor of its predecessor does not go" % self.id)
+        for process in proc.qemus_in(self.path):
+            proc.kill(process)
         self.remove()
 
     def want(self, state: str, op: str) -> Wanted:
@@ -203,7 +203,7 @@ class VmDir:
 
     def remove(self) -> None:
         """Delete the directory; it loses its name first, so that a half-removed VM never looks alive."""
-        gone = os.path.join(self.vms, ".gone-%s-%d" % (self.id, os.getpid()))
+        gone = os.path.join(self.vms, ".gone-%s-%d-%d" % (self.id, os.getpid(), time.monotonic_ns()))
         try:
             os.rename(self.path, gone)
         except FileNotFoundError:
@@ -267,6 +267,7 @@ def adopt(vmdir: VmDir, library: str, blobs: Optional[str] = None) -> None:
         raise Failure("internal", "blobs are in %s, the supervisor looks in %s" % (blobs, vmdir.blobs))
     if not vmdir.exists():
         raise vmdir._missing()
+    tidy(vmdir.vms)
     deadline = time.monotonic() + ADOPT_DEADLINE_S
     if not vmdir.supervisor_alive():
         try:
