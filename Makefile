@@ -4,6 +4,8 @@
 
 BIN := .venv/bin
 ARGS ?=
+# Packages that templates are built from: fetched once for all test runs.
+export XENOSHELL_TEST_CACHE_DIR ?= $(CURDIR)/.cache
 
 .PHONY: demo test setup lint bench lock clean
 .DEFAULT_GOAL := demo
@@ -38,6 +40,7 @@ lock: setup
 	-o requirements.lock "$$tools/requirements.in"
 
 clean:
-	@if [ -x $(BIN)/xenoshell ]; then $(BIN)/xenoshell lab down --yes; fi
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	@if [ -x $(BIN)/xenoshell ]; then $(BIN)/xenoshell lab down --yes && $(BIN)/xenoshell lab down --yes \
+	--state-dir "$$($(BIN)/python -c 'from xenoshell.paths import paths; print(paths().demo)')"; fi
+	rm -rf .cache .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

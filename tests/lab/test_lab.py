@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -152,8 +153,10 @@ def test_down_ends_everything_that_ran_on_the_hosts(server: str, make_lab: MakeL
     daemon = "setsid sh -c 'exec sleep 3333' </dev/null >/dev/null 2>&1 & echo $!"
     pid = int(run(lab, lab.hosts[0], daemon).stdout)
     session = subprocess.Popen(ssh_command(lab, lab.hosts[1], "trap '' TERM HUP; while :; do sleep 0.1; done"))
-    idle = subprocess.Popen([*ssh_command(lab, lab.hosts[1], "-N")[:-2], "-N", f"{user()}@127.0.0.1"])
-    eventually(lambda: len(find_process("sshd: ")) > 2 or server != "sshd", 10, "the sessions")
+    direct = replace(lab.hosts[1], relay_port=None)
+    idle = subprocess.Popen([*ssh_command(lab, direct)[:-1], "-N", f"{user()}@127.0.0.1"])
+    log = lab.hosts[1].directory / "sshd.log"
+    eventually(lambda: server != "sshd" or log.read_text().count("Accepted publickey") == 2, 20, "both sessions")
     ports = [port for host in lab.hosts for port in (host.sshd_port, host.relay_port or 0)]
     assert all(map(listening, ports))
     assert down(paths) == 2
