@@ -44,6 +44,10 @@ def refuse(
     return PydanticCustomError(KIND, "{message}", context)
 
 
+#: More problems of one model than anybody reads; what comes after them is not noted.
+_MOST = 200
+
+
 class Problems:
     """Several problems of one model, each with its place below the model."""
 
@@ -56,12 +60,14 @@ class Problems:
         column: int | None = None, missing: bool = False,
     ) -> None:  # fmt: skip
         """Notes one problem at ``loc``; ``found`` is the value there."""
+        if len(self._errors) >= _MOST:
+            return
         error = refuse(message, allowed=allowed, nearest=nearest, remedy=remedy, column=column, missing=missing)
         self._errors.append({"type": error, "loc": loc, "input": found})
 
     def add_all(self, error: ValidationError) -> None:
         """Takes over the errors of another validation of the same model."""
-        for line in error.errors(include_url=False):
+        for line in error.errors(include_url=False)[: _MOST - len(self._errors)]:
             kind = PydanticCustomError(line["type"], "{message}", {**line.get("ctx", {}), "message": line["msg"]})
             self._errors.append({"type": kind, "loc": line["loc"], "input": line["input"]})
 

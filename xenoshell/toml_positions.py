@@ -33,25 +33,41 @@ class Position:
     string: str | None = None
 
 
-def positions(text: str) -> dict[Loc, Position]:
-    """The position of every key, table and array element of a valid TOML text, by its place in the document."""
-    source = text.encode("utf-8", "surrogatepass")
-    out: dict[Loc, Position] = {}
+class Positions:
+    """The position of every key, section and array element of a valid TOML text, by its place in the document."""
+
+    def __init__(self, text: str) -> None:
+        self._source = text.encode("utf-8", "surrogatepass")
+        self._nodes: dict[Loc, tuple[Node, Node]] = {}
+        # The tree must live as long as its nodes are asked.
+        self._root = _tree(self._source)
+        _collect(self._root, self._source, self._nodes)
+
+    def find(self, loc: Loc) -> tuple[Position | None, bool]:
+        """The position of ``loc``, or of the nearest thing around it; and whether it is ``loc`` itself."""
+        for length in range(len(loc), 0, -1):
+            nodes = self._nodes.get(loc[:length])
+            if nodes is not None:
+                return _position(*nodes, self._source), length == len(loc)
+        return None, False
+
+
+def _collect(root: Node, source: bytes, out: dict[Loc, tuple[Node, Node]]) -> None:
+    """Notes the nodes of key and value of everything."""
     elements: Counter[Loc] = Counter()
-    for node in _tree(source).children:
+    for node in root.children:
         if node.type == "pair":
             _pair(node, (), source, out, 0)
         elif node.type in ("table", "table_array_element"):
-            keys = [child for child in node.children if child.type in ("bare_key", "quoted_key", "dotted_key")]
-            if not keys:
+            key = _key_node(node)
+            if key is None:
                 continue
-            base = _table(_key(keys[0], source), node.type == "table_array_element", elements)
+            base = _table(_key(key, source), node.type == "table_array_element", elements)
             for depth in range(1, len(base) + 1):
-                out.setdefault(base[:depth], _position(node, node, source))
+                out.setdefault(base[:depth], (node, node))
             for child in node.children:
                 if child.type == "pair":
                     _pair(child, base, source, out, 0)
-    return out
 
 
 def _tree(source: bytes) -> Node:
@@ -74,23 +90,23 @@ def _table(key: tuple[str, ...], in_array: bool, elements: Counter[Loc]) -> Loc:
     return loc
 
 
-def _pair(node: Node, base: Loc, source: bytes, out: dict[Loc, Position], depth: int) -> None:
+def _pair(node: Node, base: Loc, source: bytes, out: dict[Loc, tuple[Node, Node]], depth: int) -> None:
     key, value = _key_node(node), _value_node(node)
     if key is None or value is None:
         return
     loc: Loc = base
     for part in _key(key, source):
         loc += (part,)
-        out.setdefault(loc, _position(key, value, source))
+        out.setdefault(loc, (key, value))
     _value(value, loc, source, out, depth + 1)
 
 
-def _value(node: Node, loc: Loc, source: bytes, out: dict[Loc, Position], depth: int) -> None:
+def _value(node: Node, loc: Loc, source: bytes, out: dict[Loc, tuple[Node, Node]], depth: int) -> None:
     if depth > MAX_DEPTH:
         return
     if node.type == "array":
         for i, child in enumerate(child for child in node.children if child.type in _VALUES):
-            out.setdefault((*loc, i), _position(child, child, source))
+            out.setdefault((*loc, i), (child, child))
             _value(child, (*loc, i), source, out, depth + 1)
     elif node.type == "inline_table":
         for child in node.children:

@@ -14,11 +14,10 @@ from typing import Any, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from xenoshell import toml_positions
 from xenoshell.errors import BadInput
 from xenoshell.problems import FROM_FILE, KIND, Loc, nearest
 from xenoshell.toml_errors import InputError, InputErrors, key_path, shown
-from xenoshell.toml_positions import Position
+from xenoshell.toml_positions import Position, Positions
 from xenoshell.toml_syntax import MAX_BYTES, parse
 
 __all__ = ["InputError", "InputErrors", "fields_of", "inner_models", "load", "loads", "read_text", "resolve"]
@@ -93,7 +92,7 @@ def loads(text: str, model: type[M], file: str = "<text>") -> M:
     try:
         result = model.model_validate(document.values, context={FROM_FILE: True}, by_alias=True, by_name=False)
     except ValidationError as error:
-        where = _Places(document.text)
+        where = Positions(document.text)
         incomplete = bool(errors)
         for detail in error.errors(include_url=False):
             if incomplete and detail["type"] == "missing":
@@ -121,26 +120,12 @@ def resolve(path: str, base: Path) -> Path:
 # ---------------------------------------------------------------- what the model says
 
 
-class _Places:
-    """Positions in a text, looked up only once there is an error."""
-
-    def __init__(self, text: str) -> None:
-        self._positions = toml_positions.positions(text)
-
-    def of(self, loc: Loc) -> tuple[Position | None, bool]:
-        """The position of ``loc``, or of the nearest thing around it; and whether it is ``loc`` itself."""
-        for length in range(len(loc), 0, -1):
-            if loc[:length] in self._positions:
-                return self._positions[loc[:length]], length == len(loc)
-        return None, False
-
-
-def _translate(detail: ErrorDetails, model: type[BaseModel], file: str, places: _Places) -> InputError:
+def _translate(detail: ErrorDetails, model: type[BaseModel], file: str, places: Positions) -> InputError:
     loc: Loc = detail["loc"]
     context = detail.get("ctx", {})
     kind = detail["type"]
     found = shown(detail["input"])
-    position, exact = places.of(loc)
+    position, exact = places.find(loc)
     line = position.line if position else 1
     column = position.column if position else 0
     message, allowed, near, remedy = detail["msg"], "", "", ""
