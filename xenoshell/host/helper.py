@@ -16,7 +16,7 @@ import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import xenoshell
-from xenoshell.host import facts, statedir
+from xenoshell.host import facts, statedir, vmdir
 from xenoshell.host.channel import Channel, ChannelClosed, SocketChannel
 from xenoshell.host.params import Params, flag, integer, number, text
 from xenoshell.host.rendezvous import Rendezvous
@@ -81,8 +81,14 @@ class Helper:
         session = Session(channel)
         channel.respond(0, self.facts())
         self._spawn(self._accept)
-        self._spawn(self.vms.adopt_all)
+        self._spawn(self._look_after)
         self.serve(session)
+
+    def _look_after(self) -> None:
+        """See to what helpers and supervisors that died have left."""
+        self.vms.adopt_all()
+        self.store.clean()
+        vmdir.tidy(self.vms.directory)
 
     def close(self) -> None:
         """End everything: channels, streams, work under way (for a bounded time), locks, the socket."""

@@ -53,7 +53,7 @@ def literal_pieces(recipe: Recipe) -> List[_Pieces]:
 
 
 def needed_bytes(recipe: Recipe, done: FrozenSet[int], copied: bool) -> int:
-    """Bytes of disk that a recipe still takes, once its segments ``done`` are written and its held blocks ``copied``."""
+    """Bytes of disk that a recipe still takes, once the segments ``done`` are written and held blocks ``copied``."""
     literals = sum(count for i, pieces in enumerate(literal_pieces(recipe)) if i not in done for _, _, count in pieces)
     copies = 0 if copied else sum(count for _, count, source, _ in recipe.runs if source)
     return (literals + copies) * BLOCK
