@@ -36,8 +36,8 @@ PACKAGES = (
 )  # fmt: skip
 
 UNWANTED_MODULES = (
-    "acpi_cpufreq", "aesni_intel", "crc32_pclmul", "crct10dif_pclmul", "ghash_clmulni_intel", "i2c_piix4", "kvm", "kvm_amd",
-    "kvm_intel", "pcspkr", "powernow_k8", "psmouse", "sha512_ssse3", "sr_mod", "ata_piix", "floppy",
+    "acpi_cpufreq", "aesni_intel", "crc32_pclmul", "crct10dif_pclmul", "ghash_clmulni_intel", "i2c_piix4", "kvm",
+    "kvm_amd", "kvm_intel", "pcspkr", "powernow_k8", "psmouse", "sha512_ssse3", "sr_mod", "ata_piix", "floppy",
 )  # fmt: skip
 
 FILES: dict[str, tuple[int, str]] = {
@@ -56,7 +56,7 @@ size=$(($(cat "$disk/size") - start))
 [ "$size" -gt "$(cat "$partition/size")" ] || exit 0
 [ "$size" -le 4294967295 ] || size=4294967295
 # the entry's number of sectors, little-endian, at byte 446 + 12 of the disk
-bytes=$(printf '\\\\%03o\\\\%03o\\\\%03o\\\\%03o' $((size & 255)) $((size >> 8 & 255)) $((size >> 16 & 255)) $((size >> 24)))
+bytes=$(printf '\\\\%03o' $((size & 255)) $((size >> 8 & 255)) $((size >> 16 & 255)) $((size >> 24)))
 printf "$bytes" | dd "of=/dev/${disk##*/}" bs=1 seek=458 conv=notrunc 2>/dev/null
 resizepart "/dev/${disk##*/}" 1 "$size"
 """,
@@ -124,7 +124,13 @@ WantedBy=multi-user.target
     ),
     "etc/nginx/sites-available/default": (
         0o644,
-        "server {\n    listen 80 default_server;\n    listen [::]:80 default_server;\n    root /srv/www;\n    index index.html;\n}\n",
+        """server {
+    listen 80 default_server;
+    listen [::]:80 default_server;
+    root /srv/www;
+    index index.html;
+}
+""",
     ),
     "srv/www/index.html": (0o644, "<!doctype html><title>debian</title><p>xenoshell debian\n"),
     # the initramfs has loaded what a VM has devices for; udev would look for these on every emulated boot

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import stat
 from dataclasses import replace
 from pathlib import Path
 
@@ -54,12 +53,12 @@ def _with_kernel(image: Manifest | None, kernel: BlobRef, kind: str) -> Manifest
 def _file(written: str, key: str, where: str, base_dir: Path) -> Path:
     path = base_dir / Path(written).expanduser()
     try:
-        status = path.stat()
-        with path.open("rb"):
-            pass
+        if not path.is_file() and path.exists():
+            raise BadInput(f"{where}: {key} {written} ({path}) is not a file", f"name the {key}'s file in `{key}`")
+        with path.open("rb") as file:
+            empty = not file.read(1)
     except OSError as error:
         raise BadInput(f"{where}: {key} {written} ({path}): {error.strerror or error}", f"correct `{key}`") from None
-    if not stat.S_ISREG(status.st_mode) or status.st_size == 0:
-        what = "is empty" if stat.S_ISREG(status.st_mode) else "is not a file"
-        raise BadInput(f"{where}: {key} {written} ({path}) {what}", f"name the {key}'s file in `{key}`")
+    if empty:
+        raise BadInput(f"{where}: {key} {written} ({path}) is empty", f"name the {key}'s file in `{key}`")
     return path

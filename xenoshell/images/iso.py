@@ -37,7 +37,7 @@ def iso(volume: str, files: Mapping[str, bytes]) -> bytes:
     one sector of a directory holds (about 15).
     """
     for name in files:
-        if not (name.isascii() and name.isprintable() and 0 < len(name) <= 64 and "/" not in name):
+        if not (name.isascii() and name.isprintable() and 0 < len(name) <= 64 and "/" not in name and name.strip(".")):
             raise ValueError(f"file name on an ISO 9660 disk: {name!r}")
     # descriptors (3), path tables (4), two directories, the continuation area of Rock Ridge; then the files
     tables, directory, joliet, continuation = _SYSTEM_AREA + 3, _SYSTEM_AREA + 7, _SYSTEM_AREA + 8, _SYSTEM_AREA + 9
@@ -58,7 +58,7 @@ def iso(volume: str, files: Mapping[str, bytes]) -> bytes:
         tables + 2: struct.pack("<BBIHBx", 1, 0, joliet, 1, 0),
         tables + 3: struct.pack(">BBIHBx", 1, 0, joliet, 1, 0),
         directory: _records(directory, entries, lambda e: short[e.name], _rock_ridge, continuation),
-        joliet: _records(joliet, entries, lambda e: f"{e.name};1".encode("utf-16-be"), lambda _: b"", 0),
+        joliet: _records(joliet, entries, lambda e: e.name.encode("utf-16-be"), lambda _: b"", 0),
         continuation: _susp(b"ER", bytes(len(part) for part in _ER) + b"\x01" + b"".join(_ER)),
     }
     for at, part in [*parts.items(), *((e.sector, e.data) for e in entries if e.data)]:

@@ -56,7 +56,7 @@ def _linux(head: bytes) -> str:
 
 
 def _multiboot(head: bytes) -> bool:
-    for at in range(0, min(len(head), 8192) - 12, 4):
+    for at in range(0, min(len(head), 8192) - 11, 4):
         magic, flags, checksum = struct.unpack_from("<III", head, at)
         if magic == 0x1BADB002 and (magic + flags + checksum) & 0xFFFFFFFF == 0:
             return True

@@ -171,9 +171,11 @@ def build(
         tree = work / "tree"
         populate(tree, busybox)
         add_ssh(tree, ssh_debs, work)
+        set_modes(tree)
         if grub is not None:
-            shutil.copyfile(kernel, tree / "boot" / "vmlinuz")
-            shutil.copyfile(initrd, tree / "boot" / "initrd")
+            for source, name_there in ((kernel, "vmlinuz"), (initrd, "initrd")):
+                shutil.copyfile(source, tree / "boot" / name_there)
+                (tree / "boot" / name_there).chmod(0o644)
         disk = work / "disk"
         offset = bootdisk.OFFSET if grub else 0
         spec = filesystem.Ext4(SIZE - offset, LABEL, UUID, offset)
@@ -216,11 +218,6 @@ def populate(tree: Path, busybox: Path) -> None:
         (tree / path).parent.mkdir(parents=True, exist_ok=True)
         (tree / path).write_text(text)
         (tree / path).chmod(mode)
-    for directory in tree.rglob("*/"):
-        directory.chmod(0o755)  # whatever the umask
-    (tree / "tmp").chmod(0o1777)
-    for private in ("root", "root/.ssh", "etc/dropbear"):
-        (tree / private).chmod(0o700)
     shutil.copyfile(busybox, tree / "bin/busybox")
     (tree / "bin/busybox").chmod(0o755)
     listed = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True, timeout=30)
@@ -229,6 +226,15 @@ def populate(tree: Path, busybox: Path) -> None:
             (tree / "bin" / applet).symlink_to("busybox")
     for applet in ("init", "poweroff", "reboot", "halt"):
         (tree / "sbin" / applet).symlink_to("../bin/busybox")
+
+
+def set_modes(tree: Path) -> None:
+    """The modes of directories, whatever the builder's umask made them."""
+    for directory in (tree, *(path for path in tree.rglob("*") if path.is_dir() and not path.is_symlink())):
+        directory.chmod(0o755)
+    (tree / "tmp").chmod(0o1777)
+    for private in ("root", "root/.ssh", "etc/dropbear"):
+        (tree / private).chmod(0o700)
 
 
 def add_ssh(tree: Path, debs: dict[str, Path], work: Path) -> None:
