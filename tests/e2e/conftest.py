@@ -33,7 +33,13 @@ def xenoshell(*words: str | Path) -> list[str]:
 def run(*words: str | Path, timeout_s: float = 120, **options: Any) -> subprocess.CompletedProcess[str]:
     """Run one command to its end; nothing on its standard input."""
     return subprocess.run(
-        xenoshell(*words), capture_output=True, text=True, timeout=timeout_s, stdin=subprocess.DEVNULL, **options
+        xenoshell(*words),
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=timeout_s,
+        stdin=subprocess.DEVNULL,
+        **options,
     )
 
 
@@ -133,7 +139,7 @@ def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     cache = Path(os.environ.get("XENOSHELL_TEST_CACHE_DIR") or root / "cache")
     words = xenoshell("images", "build", "tiny", "--state-dir", root, "--config-dir", root)
     environment = {**os.environ, "XENOSHELL_CACHE_DIR": str(cache)}
-    done = subprocess.run(words, env=environment, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(words, check=False, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     yield root / "images"
     shutil.rmtree(root, ignore_errors=True)

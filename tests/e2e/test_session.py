@@ -122,31 +122,22 @@ def test_the_console_shows_the_boot_log_and_takes_input(make_lab: MakeLab, tiny:
 
 def test_a_guest_that_powers_off_or_panics_is_told_with_its_cause(make_lab: MakeLab, tiny: str, tmp_path: Path) -> None:
     host = make_lab(1).hosts[0].name
-    extra = """[[vm]]
-name = "panics"
+    extra = "".join(
+        f"""[[vm]]
+name = "{name}"
 image = "tiny"
-hosts = ["%s"]
+hosts = ["{host}"]
 [vm.resources]
 memory = "128MiB"
 [vm.customise]
-run = ["echo c > /proc/sysrq-trigger"]
+run = ["{command}"]
 [vm.ready]
 when = "console"
 match = "never"
 timeout = "60s"
-[[vm]]
-name = "leaves"
-image = "tiny"
-hosts = ["%s"]
-[vm.resources]
-memory = "128MiB"
-[vm.customise]
-run = ["poweroff -f"]
-[vm.ready]
-when = "console"
-match = "never"
-timeout = "60s"
-""" % (host, host)
+"""
+        for name, command in (("panics", "echo c > /proc/sysrq-trigger"), ("leaves", "poweroff -f"))
+    )
     done = run("deploy", session_file(tmp_path, [host], extra=extra), "--json")
     assert done.returncode == 1, done.stderr
     events = [json.loads(line) for line in done.stdout.splitlines()]
