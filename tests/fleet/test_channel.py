@@ -186,6 +186,20 @@ async def test_a_slow_reader_on_a_shared_channel_loses_the_oldest_and_is_told() 
     assert note == b"[%d bytes skipped]" % (12 * (256 << 10) - len(rest))
 
 
+async def test_a_flood_of_events_ends_its_stream_only() -> None:
+    both, wire = channel()
+    inbox = both.open()
+    for _ in range(10):
+        both.received(frames.pack(frames.EVENT, inbox.stream, bytes(1 << 20)))
+    with pytest.raises(Failure) as caught:
+        await inbox.take()
+    assert caught.value.cause == "protocol" and "nobody read" in caught.value.message
+    task = asyncio.create_task(both.request("facts", timeout_s=5))
+    await asked(wire, 1)
+    both.received(wire.answer(wire.sent[0].stream, {}))
+    assert await task == {}
+
+
 async def test_a_full_transport_makes_senders_wait() -> None:
     both, wire = channel()
     both.pause_writing()

@@ -30,7 +30,7 @@ class Pack:
 
     def __init__(self, size: int, seed: int = 1) -> None:
         self.data = random.Random(seed).randbytes(size)
-        self.recipe, self.segments = recipe_for(self.data)
+        self.recipe, self.segments = recipe_for(self.data, "zstd")
         self.read: list[int] = []
         self.spoil: dict[int, int] = {}
         self.pause_at: int | None = None
@@ -210,7 +210,7 @@ async def test_several_blobs_share_one_link(link: HostLink) -> None:
 
 async def test_far_away_more_channels_are_opened(server: Sshd, host_of: HostOf, paths: Paths) -> None:
     host = host_of(server)
-    pack = Pack(24 * MIB)
+    pack = Pack(16 * MIB)
     async with far_away(server.port, 0.05) as port:
         host_of(server, known=server.known_line.replace(str(server.port), str(port)))
         far = host.model_copy(update={"ssh": f"{server.user}@127.0.0.1:{port}"})

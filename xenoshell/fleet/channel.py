@@ -15,6 +15,8 @@ from xenoshell.wire.values import ErrorValue
 
 #: Bytes one stream may hold for a slow reader. A channel of its own stops reading then; a shared one drops the oldest.
 STREAM_LIMIT = 1 << 20
+#: Bytes of frames that must not be dropped (answers, events): a host that sends more than is read is cut off.
+FLOOD_LIMIT = 8 << 20
 #: Ids of requests stay below this; helpers give ids from here on to transfers.
 FIRST_TRANSFER = 0x80000000
 
@@ -54,12 +56,20 @@ class Inbox:
 
     def put(self, frame: Frame) -> None:
         """A frame arrived."""
+        if self._failure is not None:
+            return
         self._frames.append(frame)
         self._held += len(frame.payload)
         while self.full and self._channel.shared and self._frames[0].type == frames.DATA:
             oldest = self._frames.popleft()
             self._held -= len(oldest.payload)
             self.dropped += len(oldest.payload)
+        if self._held > FLOOD_LIMIT:
+            self._frames.clear()
+            self._held = 0
+            self.fail(
+                Failure("protocol", f"{self._channel.name}: over {FLOOD_LIMIT >> 20} MiB arrived that nobody read")
+            )
         self._arrived.set()
 
     def fail(self, failure: Failure) -> None:
