@@ -276,6 +276,13 @@ async def test_with_where_slow_and_unfit_hosts_are_refused_with_the_reason_and_n
     assert all(f.open_links == 0 for f in w.fakes.values())
 
 
+async def test_with_where_one_host_that_hangs_holds_nobody_up_once_most_have_answered() -> None:
+    w = world("a", "b", hung=FakeHost(hangs=True))
+    async with asyncio.timeout(10):
+        outcome = await w.deploy(session({"where": "rtt<80ms"}), replace(QUICK, probe_s=60.0, connect_s=60.0))
+    assert outcome.exit_code == 0
+
+
 async def test_with_where_hosts_that_declarations_rule_out_are_not_even_connected() -> None:
     w = world("a", "b")
     await w.deploy(session({"where": "host:a"}))
@@ -297,7 +304,7 @@ async def test_unproven_kvm_is_proven_once_the_kernel_is_there_and_before_the_vm
     w = world(a=FakeHost(facts=facts(kvm="unproven"), proof=works))
     await w.deploy(session({"hosts": ["a", "a"]}))
     calls = w.fakes["a"].calls
-    assert calls.count("prove a") == 1 and calls.index("prove a") < calls.index("create vm-1")
+    assert calls.count("prove a") == 1 and calls.index("proven") < calls.index("create vm-1")
     assert [e.fields["accel"] for e in w.events if e.event == "host.facts"] == ["unproven", accel]
 
 
