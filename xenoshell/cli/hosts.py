@@ -48,8 +48,9 @@ def hosts_list(cli: Cli) -> None:
         )
         return
     cli.out.table(
-        ("HOST", "SSH", "PLACE", "CPUS", "MEMORY", "DISK", "VCPU/H", "GIB/H", "DISK GIB/H", "", "LABELS"),
-        [
+        ("HOST", "SSH", "PLACE", "CPUS", "MEMORY", "DISK", "VCPU/H", "GIB/H", "DISK GIB/H", "CURRENCY", "LABELS"),
+        without_empty=True,
+        rows=[
             (
                 h.name,
                 h.ssh + (" (lab)" if h.name in lab else ""),

@@ -56,11 +56,13 @@ def images_list(cli: Cli) -> None:
 
 def images_build(
     cli: Cli,
+    *,
     template: Annotated[str, typer.Argument(metavar="tiny|debian", help="Which template.")],
     name: Annotated[str | None, typer.Option(help="The image's name; left out: the template's.")] = None,
     boot: Annotated[
         str, typer.Option(metavar="kernel|disk", help="How it starts: its kernel, or a boot loader.")
     ] = "kernel",
+    refresh: Annotated[bool, typer.Option("--refresh", help="Ask the distribution for newer packages.")] = False,
 ) -> None:
     """Build a template from the distribution's packages."""
     if template not in TEMPLATES:
@@ -68,7 +70,8 @@ def images_build(
     if boot not in ("kernel", "disk"):
         raise BadInput(f"--boot: found {boot!r}; allowed: kernel, disk")
     store = _store(cli)
-    builder(template)(store, name or template, cli.out.note, boot=boot, cache=cli.paths.cache / "packages")
+    cache = cli.paths.cache / "packages"
+    builder(template)(store, name or template, cli.out.note, boot=boot, cache=cache, refresh=refresh)
     image = store.get(name or template)
     if cli.out.json:
         cli.out.document(_facts(cli, image))

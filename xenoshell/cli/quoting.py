@@ -76,10 +76,12 @@ def show_plan(out: Output, plan: Plan) -> None:
             rows.append((host.host, blobs, "", "", ""))
     out.table(("HOST", "TO SEND", "VM", "ACTION", "WHICH MEANS"), rows)
     out.data()
-    out.data(
-        f"{plan.blast_radius}; {human_size(plan.bytes_to_send)} to send; "
-        f"about {human_duration(plan.seconds)} until the last VM boots; {plan.quote.per_hour} an hour"
-    )
+    effort = ""
+    if plan.count("create") + plan.count("replace") + plan.count("start"):
+        effort = (
+            f"; {human_size(plan.bytes_to_send)} to send; about {human_duration(plan.seconds)} until the last VM boots"
+        )
+    out.data(f"{plan.blast_radius}{effort}; {plan.quote.per_hour} an hour")
     if blind := [host.host for host in plan.hosts if not host.asked]:
         out.note(f"note: not asked, so from what is known here: {', '.join(blind)}")
 
