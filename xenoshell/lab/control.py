@@ -117,8 +117,9 @@ def status(paths: Paths) -> tuple[HostStatus, ...]:
     if lab is None:
         return ()
     rows = []
+    processes = processes_of(lab.directory)
     for host in lab.hosts:
-        found = processes_of(host.directory)
+        found = processes.get(host.name, {})
         rows.append(
             HostStatus(
                 name=host.name,
@@ -145,14 +146,15 @@ def down(paths: Paths) -> int:
         names = sorted({host.name for host in _read(directory).hosts} | _host_directories(directory))
         journaled = _journaled(directory)
         # No new connection and no new order first, then what earlier ones left behind.
-        end([p for name in names for p, kind in processes_of(directory / name).items() if kind in ("sshd", "relay")], 0)
-        end([p for name in names for p in processes_of(directory / name) if _command(p).startswith("sshd")], 0)
-        wait_until(lambda: not any(_sessions(directory / name) for name in names), 1.0)  # helpers end with their input
+        end([p for p, kind in _all(directory) if kind in ("sshd", "relay")], 0)
+        end([p for p, _ in _all(directory) if _command(p).startswith("sshd")], 0)
+        sessions = [p for p, kind in _all(directory) if kind == "session"]
+        wait_until(lambda: not any(map(alive, sessions)), 1.0)  # helpers end with their input
         for name in names:
             _sweep(directory / name / "state")
         left = list(journaled)
         for _ in range(5):  # something may have been started while we looked
-            left += [p for name in names for p in processes_of(directory / name)]
+            left += [p for p, _ in _all(directory)]
             if not any(map(alive, left)):
                 break
             left = end(left, 1.0)
@@ -232,8 +234,9 @@ def _start_daemons(directory: Path, hosts: list[LabHost], program: Path | None) 
     """For each host its server and, if it is to have one, its relay: those that run, the others started anew."""
     result: dict[str, list[Process]] = {host.name: [] for host in hosts}
     orders: list[tuple[LabHost, str, list[str]]] = []
+    processes = processes_of(directory) if hosts else {}
     for host in hosts:
-        found = processes_of(host.directory)
+        found = processes.get(host.name, {})
         for kind, port, command in _wanted(host, directory, program):
             fits = [p for p, its in found.items() if its == kind and _fits(p, kind, port, command)]
             if fits:
@@ -287,8 +290,8 @@ def _sweep(state: Path) -> None:
         subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
 
 
-def _sessions(directory: Path) -> bool:
-    return "session" in processes_of(directory).values()
+def _all(directory: Path) -> list[tuple[Process, str]]:
+    return [item for found in processes_of(directory).values() for item in found.items()]
 
 
 def _command(process: Process) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterable
@@ -24,39 +25,60 @@ from xenoshell.host.proc import Process, alive, identify, kill
 TAG = "XENOSHELL_LAB_HOST"
 
 
-def processes_of(directory: Path) -> dict[Process, str]:
-    """The processes of the lab host whose directory that is, each with its kind: sshd, relay, session or vm."""
-    base = os.fsencode(directory)
-    result: dict[Process, str] = {}
+#: The processes of one host, each with its kind: sshd, relay, session or vm.
+Found = dict[Process, str]
+
+
+def processes_of(lab: Path) -> dict[str, Found]:
+    """All processes of the lab in that directory, by the name of their host. One look at /proc for all hosts."""
+    paths = re.compile(re.escape(os.fsencode(lab)) + rb"/([^/\0]+)((?:/[^\0]*)?)\Z", re.DOTALL)
+    result: dict[str, Found] = {}
     for entry in Path("/proc").iterdir():
         if not entry.name.isdigit() or int(entry.name) == os.getpid():
             continue
         process = identify(int(entry.name))
         with contextlib.suppress(OSError):  # gone meanwhile, or another user's
-            if process.started and (kind := _kind(process.pid, base)):
-                result[process] = kind
+            if process.started and (found := _look(process.pid, paths)):
+                host, kind = found
+                result.setdefault(os.fsdecode(host), {})[process] = kind
     return result
 
 
-def _kind(pid: int, base: bytes) -> str | None:
+def _look(pid: int, paths: re.Pattern[bytes]) -> tuple[bytes, str] | None:
+    """The host and the kind of a process of the lab. ``paths`` takes a path apart: the host, and the rest."""
     name = Path(f"/proc/{pid}/comm").read_bytes().strip()
     words = Path(f"/proc/{pid}/cmdline").read_bytes().rstrip(b"\0").split(b"\0")
     if name.startswith(b"sshd"):
-        if base + b"/sshd_config" in b" ".join(words).split(b" "):
-            return "sshd"
-        return "session" if base + b"/sshd.log" in _open_files(pid) else None
-    if base in words:
+        # The listener writes its command line into one word, sessions write who is logged in.
+        listener = _host(b" ".join(words).split(b" "), paths, b"/sshd_config")
+        if listener is not None:
+            return listener, "sshd"
+        session = _host(_open_files(pid), paths, b"/sshd.log")
+        return None if session is None else (session, "session")
+    if (host := _host(words, paths, b"")) is not None:
         if any(word.endswith(b"/lab/relay.py") for word in words):
-            return "relay"
+            return host, "relay"
         if b"xenoshell.lab.server" in words:
-            return "sshd"
-    state = base + b"/state/"
-    if b"supervise" in words and any(word.startswith(state) for word in words):
-        return "vm"
-    if name.startswith(b"qemu") and (os.fsencode(Path(f"/proc/{pid}/cwd").readlink()) + b"/").startswith(state):
-        return "vm"
-    tagged = TAG.encode() + b"=" + base in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
-    return "session" if tagged else None
+            return host, "sshd"
+    if b"supervise" in words and (host := _host(words, paths, b"/state/")) is not None:
+        return host, "vm"
+    if name.startswith(b"qemu"):
+        at = os.fsencode(Path(f"/proc/{pid}/cwd").readlink())
+        if (host := _host([at], paths, b"/state/")) is not None:
+            return host, "vm"
+    mark = TAG.encode() + b"="
+    environment = Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
+    tags = [entry.removeprefix(mark) for entry in environment if entry.startswith(mark)]
+    host = _host(tags, paths, b"")
+    return None if host is None else (host, "session")
+
+
+def _host(words: Iterable[bytes], paths: re.Pattern[bytes], rest: bytes) -> bytes | None:
+    """The host in whose directory one of ``words`` is: the path ``rest`` there, or below it if it ends in /."""
+    for word in words:
+        if (found := paths.match(word)) and (found[2] == rest or (rest.endswith(b"/") and found[2].startswith(rest))):
+            return found[1]
+    return None
 
 
 def _open_files(pid: int) -> set[bytes]:
