@@ -70,6 +70,15 @@ def test_named_hosts_get_their_vms_in_the_order_written() -> None:
     assert where(placed(session({"hosts": ["b", "a", "b"]}), hosts)) == ["b", "a", "b"]
 
 
+def test_a_named_host_that_is_down_or_full_is_still_the_one_that_was_named() -> None:
+    down = {"a": Known(refused="a: down"), "b": known(memory_free_mib=1, arch="aarch64")}
+    wanted = session({"hosts": ["a", "b"]})
+    assert where(placed(wanted, [host("a"), host("b")], down)) == ["a", "b"]
+    assert "a cannot be used now: a: down" in quoted(wanted, [host("a"), host("b")], down).notes
+    with pytest.raises(Failure, match="memory: 100 MiB left"):
+        placed(wanted, [host("a"), host("b", memory=100 * MIB)], down)
+
+
 def test_what_has_a_place_keeps_it() -> None:
     hosts = [host("a"), host("b", price="9")]
     placement = placed(session({"count": 2, "spread": "host"}), hosts, existing={"vm-1": "b"})

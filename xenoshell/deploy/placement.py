@@ -1,6 +1,7 @@
 """Which VM goes to which host: a pure function of the session's needs and of what is known of the hosts.
 
-A VM that has a place keeps it. The others go, group by group, the most constrained group first, to the host that keeps
+A VM that has a place keeps it; one for which the file names a host goes there, as far as that host's declared
+resources allow. The others go, group by group, the most constrained group first, to the host that keeps
 the group spread, then costs least for this VM, then is nearest, then comes first by name. (Greedy: an exact assignment
 is a packing problem; with the most constrained groups first, what greed misses needs contrived inputs.)
 """
@@ -13,7 +14,7 @@ from dataclasses import dataclass
 from decimal import Decimal
 from math import inf
 
-from ..fleet.inventory import Host
+from ..fleet.inventory import Declared, Host
 from ..wire.causes import Failure
 from .need import MIB, Known, Need, price_per_hour, view
 
@@ -66,15 +67,17 @@ class _Room:
     free_memory: int | None
     free_disk: int | None
 
-    def lacks(self, need: Need) -> tuple[str, ...]:
+    def lacks(self, need: Need, declared: Declared | None = None) -> tuple[str, ...]:
+        """What is missing for ``need``. With ``declared``, only what was declared counts, not what is free now."""
         short = []
-        if self.vcpus is not None and need.vcpus > self.vcpus:
+        counted = declared is None or declared.cpus is not None
+        if counted and self.vcpus is not None and need.vcpus > self.vcpus:
             short.append(f"vcpus: {self.vcpus} left, {need.vcpus} needed")
         for what, asked, left in (
             ("memory", need.memory, self.memory),
-            ("memory free now", need.memory, self.free_memory),
+            ("memory free now", need.memory, None if declared else self.free_memory),
             ("disk", need.disk, self.disk),
-            ("disk free now", need.disk, self.free_disk),
+            ("disk free now", need.disk, None if declared else self.free_disk),
         ):
             if left is not None and asked > left:
                 short.append(f"{what}: {max(0, left) // MIB} MiB left, {-(-asked // MIB)} MiB needed")
@@ -208,9 +211,11 @@ class _Placer:
         if host is None:
             return ("it is not in hosts.toml",)
         known = self.known[name]
-        if known.refused:
+        # A host that the file names is the user's own choice: what is wrong with it now is its own failure in the
+        # deployment, and keeps no other host from its part.
+        if known.refused and not need.group.hosts:
             return (known.refused,)
-        if known.facts is not None:
+        if known.facts is not None and not need.group.hosts:
             if known.facts.arch != need.image.arch:
                 return (f"arch: it is {known.facts.arch}, the image {need.image.name} is for {need.image.arch}",)
             if not known.facts.qemu:
@@ -233,7 +238,8 @@ class _Placer:
         for vm in names:
             fitting = []
             for host in [h for h in turns.get(vm, allowed) if h in allowed]:
-                lacks = self.rooms[host].lacks(need)
+                declared = self.hosts[host].resources if group.hosts else None
+                lacks = self.rooms[host].lacks(need, declared)
                 if lacks:
                     self.refusals[host, group.name] = lacks
                 else:

@@ -178,7 +178,7 @@ def quote(
         lease_s=lease_s,
         lease_cost=None if lease_s is None else per_hour.times(Decimal(str(lease_s)) / 3600) + transfer,
         objection=objection,
-        notes=_notes(quoted, placement),
+        notes=_notes(quoted, placement, known),
     )
 
 
@@ -277,8 +277,9 @@ def _judge(budget: Budget | None, per_hour: Amounts, transfer: Amounts) -> tuple
     return None, hours
 
 
-def _notes(hosts: Sequence[HostQuote], placement: Placement) -> tuple[str, ...]:
+def _notes(hosts: Sequence[HostQuote], placement: Placement, known: Mapping[str, Known]) -> tuple[str, ...]:
     notes = [CHARGED]
+    notes += [f"{h.host} cannot be used now: {why}" for h in hosts if (why := known.get(h.host, Known()).refused)]
     if loose := [h.host for h in hosts if not h.transfer_exact and h.transfer_bytes]:
         notes.append(
             f"transfer is at most this for {', '.join(loose)}: what they hold, or the packed size, is not known"
