@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from xenoshell.images.bootdisk import OFFSET, SECTOR, write_boot
-from xenoshell.images.filesystem import EPOCH, Ext4, make_ext4, run_tool
+from xenoshell.images.filesystem import EPOCH, Ext4, Owner, make_ext4, run_tool
 from xenoshell.images.store import ImageStore
 from xenoshell.wire.causes import Failure
 
@@ -39,7 +39,7 @@ def look(image: Path, request: str, offset: int = 0) -> str:
 @pytest.mark.parametrize("offset", [0, OFFSET])
 def test_everything_in_it_belongs_to_root_and_bears_one_time(tree: Path, tmp_path: Path, offset: int) -> None:
     image = tmp_path / "image"
-    make_ext4(tree, image, Ext4(SPEC.size, SPEC.label, SPEC.uuid, offset), owners=False)
+    make_ext4(tree, image, Ext4(SPEC.size, SPEC.label, SPEC.uuid, offset))
     for path in ("/", "/etc", "/etc/passwd", '"/etc/with space/a"', "/link"):
         told = look(image, f"stat {path}", offset)
         assert re.search(r"User: +0 +Group: +0 ", told), told
@@ -50,7 +50,7 @@ def test_everything_in_it_belongs_to_root_and_bears_one_time(tree: Path, tmp_pat
 
 def test_it_is_sound_and_a_large_one_is_hardly_larger(tree: Path, tmp_path: Path, store: ImageStore) -> None:
     image = tmp_path / "image"
-    make_ext4(tree, image, Ext4(4 << 30, "test", SPEC.uuid), owners=False)
+    make_ext4(tree, image, Ext4(4 << 30, "test", SPEC.uuid))
     run_tool(["e2fsck", "-f", "-n", str(image)])
     blob = store.add_blob(image)
     assert blob.size == 4 << 30 and store.blob_path(blob.digest).stat().st_blocks * 512 < 1 << 20
@@ -62,19 +62,26 @@ def test_the_same_directory_gives_the_same_bytes(tree: Path, tmp_path: Path) -> 
     for image in images:
         for path in tree.rglob("*"):
             os.utime(path, follow_symlinks=False)
-        make_ext4(tree, image, SPEC, owners=False)
+        make_ext4(tree, image, SPEC)
     assert images[0].read_bytes() == images[1].read_bytes()
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files away")
-def test_owners_can_be_kept(tree: Path, tmp_path: Path) -> None:
-    make_ext4(tree, tmp_path / "image", SPEC, owners=True)
-    assert re.search(r"User: +1234 +Group: +1234 ", look(tmp_path / "image", "stat /etc/passwd"))
+@pytest.mark.parametrize("offset", [0, OFFSET])
+def test_owners_modes_and_capabilities_are_as_asked(tree: Path, tmp_path: Path, offset: int) -> None:
+    capability = bytes.fromhex("0100000200200000000000000000000000000000")
+    owners = {"etc/passwd": Owner(33, 44, 0o4755, capability), "etc/with space": Owner(0, 8, 0o2775)}
+    image = tmp_path / "image"
+    make_ext4(tree, image, Ext4(SPEC.size, SPEC.label, SPEC.uuid, offset), owners)
+    assert re.search(r"User: +33 +Group: +44 ", look(image, "stat /etc/passwd", offset))
+    assert "Type: regular    Mode:  04755" in look(image, "stat /etc/passwd", offset)
+    assert "Type: directory    Mode:  02775" in look(image, 'stat "/etc/with space"', offset)
+    assert re.search(r"User: +0 +Group: +0 ", look(image, 'stat "/etc/with space/a"', offset))
+    assert "security.capability (20)" in look(image, "ea_list /etc/passwd", offset)
 
 
 def test_a_tool_that_fails_says_why(tmp_path: Path) -> None:
     with pytest.raises(Failure, match="mke2fs failed"):
-        make_ext4(tmp_path / "gone", tmp_path / "image", SPEC, owners=False)
+        make_ext4(tmp_path / "gone", tmp_path / "image", SPEC)
 
 
 def test_the_boot_sector_has_one_partition_and_grub_s_core_behind_it(tmp_path: Path) -> None:

@@ -10,14 +10,16 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable, Sequence
+import tarfile
+import threading
+from collections.abc import Callable
 from pathlib import Path
 from shlex import quote
 
 from xenoshell.errors import BadInput
 from xenoshell.images import agent, bootdisk, filesystem, initramfs
 from xenoshell.images.manifest import BOOTS, Manifest
-from xenoshell.images.packages import SOURCES_REMEDY, Packages, last_lines, require_apt, unpack
+from xenoshell.images.packages import DEBIAN_ARCH, KERNELS, SOURCES_REMEDY, Packages, last_lines, require_apt, unpack
 from xenoshell.images.store import ImageStore, check_name
 from xenoshell.images.tiny import find_kernel
 from xenoshell.paths import paths
@@ -178,57 +180,59 @@ def build(
     require_apt("mmdebstrap")
     directory = cache or paths().cache / "packages"
     packages = Packages(directory, progress, refresh=refresh)
-    kernel_debs = packages.fetch_kernel()
     busybox_deb = packages.fetch(["busybox-static"])["busybox-static"]
     grub = bootdisk.Grub(packages)
     with store.workspace() as work:
-        for deb in kernel_debs.values():
-            unpack(deb, work / "kernel")
-        kernel, modules = find_kernel(work / "kernel")
+        tree = work / "tree"
+        owners = bootstrap(tree, directory, work, progress)
+        progress("configuring the system")
+        kernel, modules = find_kernel(tree)
         unpack(busybox_deb, work / "busybox", lambda path: path.endswith("bin/busybox"))
         chosen = initramfs.Modules(modules).closure(initramfs.ROOT_MODULES, initramfs.GUEST_MODULES)
         initrd = work / "initrd"
         initrd.write_bytes(initramfs.build(next((work / "busybox").rglob("busybox")).read_bytes(), chosen))
-
-        tree = work / "tree"
-        bootstrap(tree, directory, list(kernel_debs), work, progress)
-        progress("configuring the system")
         configure(tree, initrd, modules.name)
 
         progress("making the file system")
         disk = work / "disk"
         size = SIZE - bootdisk.OFFSET
         spec = filesystem.Ext4(size, LABEL, UUID, bootdisk.OFFSET, bytes_per_inode=16384)
-        filesystem.make_ext4(tree, disk, spec, owners=True)
+        filesystem.make_ext4(tree, disk, spec, owners)
         grub.install(disk, size, f"/vmlinuz {CMDLINE}", "/initrd.img", work)
 
         progress("storing the image")
         refs = {part: store.add_blob(path) for part, path in (("disk", disk), ("kernel", kernel), ("initrd", initrd))}
-    system = dict(release())
-    labels = (("kernel", modules.name), ("release", system.get("PRETTY_NAME", "")), ("template", "debian"))
+    labels = (("kernel", modules.name), ("release", release().get("PRETTY_NAME", "")), ("template", "debian"))
     manifest = Manifest(arch="x86_64", **refs, cmdline=CMDLINE, boot=boot, customise="agent", labels=labels)
     store.put(manifest, name)
     progress(f"{name}: {manifest.id[:12]}, kernel {modules.name}")
     return manifest
 
 
-def bootstrap(tree: Path, cache: Path, kernels: Sequence[str], work: Path, progress: Callable[[str], None]) -> None:
-    """Fill ``tree`` with the release that this machine runs. Downloaded packages are kept in ``cache``."""
+def bootstrap(tree: Path, cache: Path, work: Path, progress: Callable[[str], None]) -> dict[str, filesystem.Owner]:
+    """Fill ``tree`` with the release that this machine runs, and say whose its files are to be (root's, if not said).
+
+    mmdebstrap makes an archive, so that this needs no root where user namespaces work. Downloaded packages are kept in
+    ``cache``. Raises `Failure` with what mmdebstrap said.
+    """
+    system = release()
+    kernel = KERNELS[system.get("ID") == "ubuntu"].format(arch=DEBIAN_ARCH["x86_64"])
+    archive = work / "tree.tar"
     sources = work / "sources.list"
     sources.write_text("".join(f"{line}\n" for line in system_sources()))
     archives = cache / "archives"
     archives.mkdir(parents=True, exist_ok=True)
     held = quote(str(archives))
     command = [
-        "mmdebstrap", "--variant=minbase", "--format=directory", "--skip=download/empty,essential/unlink",
-        f"--include={','.join((*PACKAGES, *kernels))}",
+        "mmdebstrap", "--variant=minbase", "--format=tar", "--skip=download/empty,essential/unlink",
+        f"--include={','.join((*PACKAGES, kernel))}",
         *(f"--dpkgopt=path-exclude={pattern}" for pattern in LEFT_OUT),
         '--aptopt=Acquire::Languages "none"', '--aptopt=APT::Install-Recommends "false"',
         '--aptopt=Acquire::Retries "2"',
         '--setup-hook=mkdir -p "$1/var/cache/apt/archives"',
         f"--setup-hook=sync-in {held} /var/cache/apt/archives",
         f"--customize-hook=sync-out /var/cache/apt/archives {held}",
-        release()["VERSION_CODENAME"], str(tree), str(sources),
+        system["VERSION_CODENAME"], str(archive), str(sources),
     ]  # fmt: skip
     # our own initramfs takes the place of the one that initramfs-tools would make now, and make slowly
     environment = {**os.environ, "LC_ALL": "C", "INITRD": "No", "DEBIAN_FRONTEND": "noninteractive"}
@@ -238,13 +242,45 @@ def bootstrap(tree: Path, cache: Path, kernels: Sequence[str], work: Path, progr
         errors="replace", env=environment,
     ) as process:  # fmt: skip
         assert process.stderr is not None
-        for line in process.stderr:
-            tail = [*tail[-20:], line]
-            if line.startswith("I: ") and "hook" not in line:
-                progress(f"mmdebstrap: {line[3:].strip()}")
+        deadline = threading.Timer(BUILD_S, process.terminate)
+        deadline.start()
+        try:
+            for line in process.stderr:
+                tail = [*tail[-20:], line]
+                if line.startswith("I: ") and "hook" not in line:
+                    progress(f"mmdebstrap: {line[3:].strip()}")
+        finally:
+            deadline.cancel()
     if process.returncode != 0:
         errors = [line for line in tail if line.startswith("E: ")] or tail
         raise Failure("internal", f"mmdebstrap failed: {last_lines(''.join(errors))}", SOURCES_REMEDY)
+    progress("unpacking the system")
+    return extract(archive, tree)
+
+
+def extract(archive: Path, tree: Path) -> dict[str, filesystem.Owner]:
+    """Unpack an archive as an ordinary user can: everything becomes the user's, readable and writable to them, device
+    nodes are left out (the guest makes its own). Returns what the archive says of owners, permissions, capabilities."""
+    owners: dict[str, filesystem.Owner] = {}
+
+    def take(member: tarfile.TarInfo, _: str) -> tarfile.TarInfo | None:
+        path = member.name.removeprefix("./").strip("/")
+        if member.ischr() or member.isblk() or member.isfifo():
+            return None
+        if not member.islnk() and not member.issym():
+            capability = member.pax_headers.get("SCHILY.xattr.security.capability", "")
+            owners[path] = filesystem.Owner(
+                member.uid, member.gid, member.mode & 0o7777, capability.encode("utf-8", "surrogateescape")
+            )
+        readable = 0o700 if member.isdir() else 0o600
+        mode = member.mode & 0o777 | readable
+        return member.replace(uid=os.getuid(), gid=os.getgid(), uname="", gname="", mode=mode, deep=False)
+
+    tree.mkdir()
+    with tarfile.open(archive) as opened:
+        opened.extractall(tree, filter=take)  # noqa: S202 - mmdebstrap made it just now
+    archive.unlink()
+    return owners
 
 
 def configure(tree: Path, initrd: Path, version: str) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import stat
 import subprocess
-from collections.abc import Iterator
+import tempfile
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,11 +29,22 @@ class Ext4:
     bytes_per_inode: int = 32768
 
 
-def make_ext4(tree: Path, image: Path, spec: Ext4, *, owners: bool) -> None:
+@dataclass(frozen=True)
+class Owner:
+    """Whose a file is, its permissions (12 bits), and its capabilities (the extended attribute's bytes)."""
+
+    uid: int
+    gid: int
+    mode: int
+    capability: bytes = b""
+
+
+def make_ext4(tree: Path, image: Path, spec: Ext4, owners: Mapping[str, Owner] | None = None) -> None:
     """Make the file system of directory ``tree`` in the file ``image``, which is created sparse or keeps what it has.
 
-    With ``owners`` files keep the owners they have in ``tree``; else everything belongs to root and bears `EPOCH`, so
-    that the bytes depend on nothing but names, modes and contents. Raises `Failure` (internal) with what mke2fs said.
+    Whoever owns the files in ``tree``, in the file system they are root's, and those that ``owners`` names (by their
+    paths, such as ``etc/shadow``) as it says. Without ``owners`` everything bears `EPOCH` besides, so that the bytes
+    depend on nothing but names, modes and contents. Raises `Failure` (internal) with what a tool said.
     """
     with image.open("ab") as file:
         file.truncate(max(file.tell(), spec.offset + spec.size))
@@ -39,29 +52,45 @@ def make_ext4(tree: Path, image: Path, spec: Ext4, *, owners: bool) -> None:
     command = [
         "mke2fs", "-q", "-F", "-t", "ext4", "-b", "4096", "-m", "0", "-i", str(spec.bytes_per_inode), "-J", "size=4",
         "-O", "^resize_inode,^orphan_file" if _knows_orphan_file() else "^resize_inode", "-L", spec.label,
-        "-U", spec.uuid, "-E", options + ("" if owners else ",root_owner=0:0"), "-d", str(tree), str(image),
+        "-U", spec.uuid, "-E", options + ",root_owner=0:0", "-d", str(tree), str(image),
         f"{spec.size // 1024}k",
     ]  # fmt: skip
     run_tool(command)
-    if not owners:
-        _normalise(tree, image, spec.offset)
-
-
-def _normalise(tree: Path, image: Path, offset: int) -> None:
-    """Give every inode to root and one time. mke2fs copies the owner and the change time from the files."""
-    lines = []
-    for path in ["/", "/lost+found", *sorted(_paths(tree))]:
-        quoted = '"' + path.replace('"', '""') + '"'
-        lines += [f"sif {quoted} {field} 0" for field in ("uid", "gid")]
-        lines += [f"sif {quoted} {field} @{EPOCH:#x}" for field in ("atime", "ctime", "mtime", "crtime")]
-        lines += [f"sif {quoted} {field}_extra 0" for field in ("atime", "ctime", "mtime", "crtime")]
-    script = image.with_name(image.name + ".debugfs")
-    script.write_text("\n".join(lines) + "\n")
-    try:
-        target = str(image) if offset == 0 else f"{image}?offset={offset}"
+    with tempfile.TemporaryDirectory(dir=image.parent) as scratch:
+        lines = _own(tree, owners, Path(scratch)) if owners is not None else _normalise(tree)
+        script = Path(scratch) / "script"
+        script.write_text("\n".join(lines) + "\n", errors="surrogateescape")
+        target = str(image) if spec.offset == 0 else f"{image}?offset={spec.offset}"
         run_tool(["debugfs", "-w", "-f", str(script), target])
-    finally:
-        script.unlink()
+
+
+def _normalise(tree: Path) -> Iterator[str]:
+    """What debugfs is told, to give every inode to root and one time: mke2fs copies both from the files."""
+    for path in ["/", "/lost+found", *sorted(_paths(tree))]:
+        yield from (f"sif {_quoted(path)} {field} 0" for field in ("uid", "gid"))
+        for field in ("atime", "ctime", "mtime", "crtime"):
+            yield f"sif {_quoted(path)} {field} @{EPOCH:#x}"
+            yield f"sif {_quoted(path)} {field}_extra 0"
+
+
+def _own(tree: Path, owners: Mapping[str, Owner], scratch: Path) -> Iterator[str]:
+    """What debugfs is told, to give each file the owner, permissions and capabilities it is to have."""
+    for path in ["/", *sorted(_paths(tree))]:
+        owner = owners.get(path[1:])
+        yield f"sif {_quoted(path)} uid {owner.uid if owner else 0}"
+        yield f"sif {_quoted(path)} gid {owner.gid if owner else 0}"
+        if owner is None:
+            continue
+        kind = stat.S_IFMT(os.lstat(tree / path[1:]).st_mode)
+        yield f"sif {_quoted(path)} mode 0{kind | owner.mode:o}"
+        if owner.capability:
+            value = scratch / f"capability-{len(list(scratch.iterdir()))}"
+            value.write_bytes(owner.capability)
+            yield f"ea_set -f {_quoted(str(value))} {_quoted(path)} security.capability"
+
+
+def _quoted(path: str) -> str:
+    return '"' + path.replace('"', '""') + '"'
 
 
 def run_tool(command: list[str]) -> str:
@@ -87,8 +116,11 @@ def run_tool(command: list[str]) -> str:
         ) from None
     except subprocess.TimeoutExpired:
         raise Failure("timeout", f"{command[0]} did not finish within {MAKE_S:.0f} s", "") from None
-    if done.returncode != 0:
-        raise Failure("internal", f"{command[0]} failed: {last_lines(done.stderr)}")
+    complaints = done.stderr
+    if command[0] == "debugfs":  # it always ends with 0, and begins with its version
+        complaints = "\n".join(line for line in complaints.splitlines() if not line.startswith("debugfs 1."))
+    if done.returncode != 0 or (command[0] == "debugfs" and complaints):
+        raise Failure("internal", f"{command[0]} failed: {last_lines(complaints)}")
     return done.stdout
 
 

@@ -11,8 +11,9 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from xenoshell.errors import BadInput
 from xenoshell.images import agent, bootdisk, filesystem, initramfs
-from xenoshell.images.manifest import Manifest
+from xenoshell.images.manifest import BOOTS, Manifest
 from xenoshell.images.packages import Packages, require_apt, unpack
 from xenoshell.images.store import ImageStore, check_name
 from xenoshell.paths import paths
@@ -149,6 +150,8 @@ def build(
     Raises `BadInput` on a machine without apt, `Failure` when packages cannot be had or a tool fails.
     """
     check_name(name)
+    if boot not in BOOTS:
+        raise BadInput(f"boot: {boot!r} is not one of {', '.join(BOOTS)}")
     require_apt()
     packages = Packages(cache or paths().cache / "packages", progress, refresh=refresh)
     kernel_debs = packages.fetch_kernel()
@@ -179,7 +182,7 @@ def build(
         disk = work / "disk"
         offset = bootdisk.OFFSET if grub else 0
         spec = filesystem.Ext4(SIZE - offset, LABEL, UUID, offset)
-        filesystem.make_ext4(tree, disk, spec, owners=False)
+        filesystem.make_ext4(tree, disk, spec)
         if grub is not None:
             grub.install(disk, SIZE - offset, f"/boot/vmlinuz {CMDLINE}", "/boot/initrd", work)
 
