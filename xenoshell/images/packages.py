@@ -246,7 +246,7 @@ def unpack(deb: Path, into: Path, wanted: Callable[[str], bool] = lambda _: True
             for member in archive:
                 member.name = member.name.removeprefix("./")
                 if wanted(member.name) and not member.isdir():
-                    archive.extract(member, into, filter="tar")
+                    _extract(archive, member, into)
         process.stdout.read()
     except tarfile.TarError as error:
         raise Failure("corrupt-image", f"package {deb}: {error}", f"remove {deb} and try again") from None
@@ -255,6 +255,18 @@ def unpack(deb: Path, into: Path, wanted: Callable[[str], bool] = lambda _: True
         status = process.wait()
     if status != 0:
         raise Failure("corrupt-image", f"package {deb}: dpkg-deb failed ({status})", f"remove {deb} and try again")
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> None:
+    """Extract one member as our own, never outside ``into``. Raises `tarfile.TarError` for a path that leaves it."""
+    if hasattr(tarfile, "tar_filter"):
+        archive.extract(member, into, filter="tar")
+        return
+    # Python 3.11.2, which Debian 12 has, knows no filters yet: what they refuse is refused here.
+    if member.name.startswith("/") or ".." in member.name.split("/"):
+        raise tarfile.ExtractError(f"{member.name!r} leads out of the package")
+    member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
+    archive.extract(member, into)
 
 
 def last_lines(text: str, count: int = 3) -> str:
