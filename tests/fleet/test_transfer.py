@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
-from collections.abc import AsyncIterator, Callable
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -185,6 +187,49 @@ async def test_a_channel_that_ends_while_the_link_lives_loses_nothing(link: Host
     await asyncio.wait_for(sending, 20)
     assert len(channels) > 1
     assert held(link.host, pack.recipe) == pack.data
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 8 MiB."""
+    path = tmp_path / "small"
+    path.mkdir()
+    command: list[str | Path] = ["mount", "-t", "tmpfs", "-o", "size=8m,mode=700", "tmpfs", path]
+    mounted = subprocess.run(command, capture_output=True, check=False)
+    if mounted.returncode:
+        pytest.skip(f"cannot mount a small file system here: {mounted.stderr.decode()}")
+    yield path
+    subprocess.run(["umount", path], check=True)
+
+
+def fill(directory: Path) -> Path:
+    """A file that takes all the room there is, whatever else is written meanwhile."""
+    filler = directory / "filler"
+    with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
+        while True:
+            file.write(bytes(64 << 10))
+    return filler
+
+
+async def test_a_full_disk_stops_the_transfer_and_it_goes_on_when_there_is_room(
+    small_disk: Path, server: Sshd, host_of: HostOf, paths: Paths
+) -> None:
+    pack, progress = Pack(5 * MIB), Progress()
+    pack.pause_at = 4
+    host = host_of(server).model_copy(update={"state_dir": str(small_disk / "state")})
+    async with await connect(host, paths, deadline_s=10) as link:
+        sending = asyncio.create_task(send_blob(link, pack, pack.recipe, progress))
+        await asyncio.wait_for(pack.paused.wait(), 20)
+        filler = fill(small_disk)
+        pack.pause_at = None
+        pack.go_on.set()
+        with pytest.raises(Failure) as caught:
+            await asyncio.wait_for(sending, 20)
+        assert caught.value.cause == "disk-full" and "ams-1" in caught.value.message
+        filler.unlink()
+        done = progress.steps[-1][0]
+        assert await send_blob(link, pack, pack.recipe, progress) <= pack.bytes - done < pack.bytes
+        assert held(host, pack.recipe) == pack.data
 
 
 async def test_without_further_channels_it_arrives_over_the_first(
