@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import contextlib
+import codecs
 import os
 import pty
 import select
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import pytest
@@ -57,12 +57,14 @@ def process(*words: object, **options: object) -> Done:
     return Done(done.returncode, done.stdout, done.stderr)
 
 
-def on_terminal(
-    *argv: str, keys: str = "", after: str = "", timeout_s: float = 30.0, environment: dict[str, str] | None = None
-) -> Done:
-    """Run ``argv`` on a real pseudo-terminal; type ``keys`` once ``after`` has appeared. ``out`` has both streams."""
+def on_terminal(*argv: str, script: Sequence[tuple[str, str]] = (), timeout_s: float = 30.0) -> Done:
+    """Run ``argv`` on a real pseudo-terminal. ``script``: what to wait for, and what to type then, in turn.
+
+    ``out`` has both streams. Fails, with what was seen, when it does not end within ``timeout_s``."""
     outer, inner = pty.openpty()
-    shown = b""
+    shown = ""
+    at = 0
+    steps = list(script)
     deadline = time.monotonic() + timeout_s
     with subprocess.Popen(
         argv,
@@ -70,22 +72,28 @@ def on_terminal(
         stdout=inner,
         stderr=inner,
         start_new_session=True,
-        env={**os.environ, "TERM": "xterm-256color", **(environment or {})},
+        env={**os.environ, "TERM": "xterm-256color"},
     ) as child:
         os.close(inner)
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
         try:
             while time.monotonic() < deadline:
-                if select.select([outer], [], [], 0.1)[0]:
-                    with contextlib.suppress(OSError):
-                        if data := os.read(outer, 65536):
-                            shown += data
-                            if keys and after.encode() in shown:
-                                os.write(outer, keys.encode())
-                                keys = ""
-                            continue
+                if not select.select([outer], [], [], 0.1)[0]:
+                    continue
+                try:
+                    data = os.read(outer, 65536)
+                except OSError:  # how the end of a pseudo-terminal reads
                     break
-            code = child.wait(max(0.1, deadline - time.monotonic()))
+                if not data:
+                    break
+                shown += decoder.decode(data)
+                while steps and (found := shown.find(steps[0][0], at)) >= 0:
+                    at = found + len(steps[0][0])
+                    os.write(outer, steps.pop(0)[1].encode())
+            else:
+                raise AssertionError(f"still running after {timeout_s:g} s, {len(steps)} steps left: {shown[-2000:]!r}")
+            code = child.wait(10)
         finally:
             child.kill()
             os.close(outer)
-    return Done(code, shown.decode(errors="replace"), "")
+    return Done(code, shown, "")

@@ -63,7 +63,7 @@ except typer.Exit as end:
     ("keys", "code"), [("y\n", 0), ("yes\n", 0), ("n\n", 4), ("\n", 4), ("what?\n", 4), ("\x04", 4)]
 )
 def test_on_a_terminal_it_asks_and_only_yes_means_yes(keys: str, code: int) -> None:
-    done = on_terminal(sys.executable, "-c", ASK, keys=keys, after="Go on? [y/N]")
+    done = on_terminal(sys.executable, "-c", ASK, script=[("Go on? [y/N]", keys)])
     assert "This destroys 12 VMs on 9 hosts." in done.out
     assert done.code == code
     assert ("DONE IT" in done.out) == (code == 0)

@@ -129,9 +129,9 @@ def test_on_a_terminal_the_question_decides(stranger: tuple[Lab, str], paths: Pa
     import sys
 
     words = (sys.executable, "-m", "xenoshell", "hosts", "trust", "mine")
-    assert on_terminal(*words, keys="n\n", after="Go on?").code == 4
+    assert on_terminal(*words, script=[("Go on?", "n\n")]).code == 4
     assert not paths.known_hosts.exists()
-    assert on_terminal(*words, keys="y\n", after="Go on?").code == 0
+    assert on_terminal(*words, script=[("Go on?", "y\n")]).code == 0
     assert paths.known_hosts.exists()
 
 
