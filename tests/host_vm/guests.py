@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import signal
@@ -147,10 +148,10 @@ class Guest:
         with self.talk() as talk:
             return codec.decode(VmStatus, talk.ask("status"))
 
-    def order(self, state: str) -> None:
+    def order(self, state: str, op: str = "") -> None:
         """Give an order, as the helper does."""
-        self.dir.want(state, uuid.uuid4().hex)
-        with self.talk() as talk:
+        self.dir.want(state, op or uuid.uuid4().hex)
+        with self.talk() as talk, contextlib.suppress(EOFError):  # a VM that is gone at once does not answer
             talk.ask("poke")
 
     def until(self, check: Callable[[VmStatus], bool] | str, timeout_s: float = 30.0) -> VmStatus:

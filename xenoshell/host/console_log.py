@@ -48,6 +48,7 @@ class ConsoleLog:
             self._tail = TAILS.index(newest)
         self._size = sizes["console.head" if self._tail is None else TAILS[self._tail]] or 0
         self.total = max(total, sum(size or 0 for size in sizes.values()))
+        self.recent.clear()
         self.recent[:] = b"".join(self.read(RECENT))[-RECENT:]
 
     def write(self, data: bytes) -> None:
@@ -84,31 +85,22 @@ class ConsoleLog:
         return [item for item in found if item[1]]
 
     def read(self, tail: int = 0) -> Iterator[bytes]:
-        """The log in pieces; with ``tail`` only that many last bytes. A note stands where bytes were dropped in
-        between.
+        """The log as it is now, in pieces; with ``tail`` only that many last bytes. A note stands where bytes
+        were dropped in between.
         """
+        if 0 < tail <= len(self.recent):
+            return iter([bytes(self.recent[-tail:])])
         files = self.files()
-        kept = sum(size for _, size in files)
-        missing = self.total - kept
         if not files:
-            yield bytes(self.recent[-tail:] if tail else self.recent)
-            return
+            return iter([bytes(self.recent)])
+        kept = sum(size for _, size in files)
         skip = max(0, kept - tail) if tail else 0
-        for index, (path, size) in enumerate(files):
-            if index == 1 and missing > 0 and not tail:
-                yield note("%d bytes are not kept" % missing)
-            if skip >= size:
-                skip -= size
-                continue
-            with contextlib.suppress(OSError), open(path, "rb") as file:
-                file.seek(skip)
-                left, skip = size - skip, 0
-                while left > 0:
-                    data = file.read(min(PIECE, left))
-                    if not data:
-                        break
-                    left -= len(data)
-                    yield data
+        parts = []
+        for path, size in files:
+            parts.append((path, min(skip, size), size))
+            skip -= min(skip, size)
+        dropped = self.total - kept if not tail or tail > kept else 0
+        return _pieces(parts, dropped)
 
     def close(self) -> None:
         """Let go of the files."""
@@ -121,6 +113,21 @@ class ConsoleLog:
 
     def _path(self, name: str) -> str:
         return os.path.join(self._directory, name)
+
+
+def _pieces(parts: List[Tuple[str, int, int]], dropped: int) -> Iterator[bytes]:
+    """Of files (path, from, to); a note before the second tells how many bytes were ``dropped`` there."""
+    for index, (path, at, end) in enumerate(parts):
+        if index == 1 and dropped > 0:
+            yield note("%d bytes are not kept" % dropped)
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            file.seek(at)
+            while at < end:
+                data = file.read(min(PIECE, end - at))
+                if not data:
+                    break
+                at += len(data)
+                yield data
 
 
 def note(text: str) -> bytes:

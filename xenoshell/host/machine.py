@@ -150,8 +150,9 @@ class Machine:
 
     def _wait(self) -> None:
         self._reap()
-        if proc.alive(self.process) or (self._console is not None and self._console.open):
-            self._reactor.after(0.02, self._wait)  # the monitor closes a moment before the process ends
+        held = locks.locked(os.path.join(self._directory, LOCK))  # a dead process may still have threads that end
+        if held or proc.alive(self.process) or (self._console is not None and self._console.open):
+            self._reactor.after(0.02, self._wait)
             return
         if self._killer is not None:
             self._killer.cancel()
@@ -175,7 +176,7 @@ def listen(directory: str, name: str) -> socket.socket:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         sock.bind(path)
-        sock.listen(16)
+        sock.listen(128)
     except OSError:
         sock.close()
         raise

@@ -209,6 +209,15 @@ class Stream:
             self._sock.close()
             self._out.clear()
 
+    def hang_up(self) -> None:
+        """Close now, having read what has arrived: else the peer would lose also what it was sent before."""
+        try:
+            while self.open and self._sock.recv(CHUNK):
+                pass
+        except OSError:
+            pass  # there is no more
+        self.close()
+
     def _lost(self) -> None:
         if self.open:
             self.close()

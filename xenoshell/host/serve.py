@@ -136,7 +136,7 @@ class Client:
         if verb in ("status", "poke", "renew"):
             if verb == "poke":
                 owner.converge()
-            if verb == "renew":
+            elif verb == "renew":
                 owner.renew(_number(request, "lease_s", 0, 10**10))
             self.send(frames.RESPONSE, stream, codec.dumps(owner.current()))
         elif verb == "watch":
@@ -172,13 +172,12 @@ class Client:
                 del self.subscriptions[subscription.stream]
                 self.send(frames.EOF, subscription.stream)
                 return
-            log = self._server.owner.log  # what came while the log was on its way
-            late = log.total - subscription.sent_total
-            subscription.skipped = max(0, late - len(log.recent))
-            subscription.caught_up()
+            log = self._server.owner.log
+            late = log.total - subscription.sent_total  # what came while the log was on its way
             if late:
-                self.data(subscription.stream, bytes(log.recent[-late:]))
-            subscription.live = True
+                subscription.pieces, subscription.sent_total = log.read(late), log.total
+            else:
+                subscription.live = True
 
     def _drained(self) -> None:
         for stream, behind in list(self.watching.items()):
@@ -228,7 +227,7 @@ class Server:
         self.reactor.forget(self._listener.fileno())
         self._listener.close()
         for client in self.clients:
-            client.stream.close()
+            client.stream.hang_up()
 
     def _each(self, call: Callable[[Client], None]) -> None:
         for client in list(self.clients):
@@ -240,4 +239,3 @@ class Server:
         except OSError:
             return
         self.clients.append(Client(self, sock))
-        self.owner.converge()  # whoever connects may have written an order

@@ -8,6 +8,7 @@ import hashlib
 import os
 import shutil
 import socket
+import struct
 import subprocess
 import sys
 import time
@@ -15,7 +16,7 @@ from typing import Any, Dict, List, NamedTuple, Optional
 
 from xenoshell.host import locks, proc
 from xenoshell.host.statedir import sync_dir, write_whole
-from xenoshell.wire import codec
+from xenoshell.wire import codec, frames
 from xenoshell.wire.causes import Failure
 from xenoshell.wire.values import VM_ID, VmSpec, VmStatus
 
@@ -115,9 +116,9 @@ class VmDir:
         deadline = time.monotonic() + ADOPT_DEADLINE_S
         if self.supervisor_alive():
             with contextlib.suppress(OSError), self.connect() as connection:
-                connection.settimeout(ADOPT_DEADLINE_S)
+                connection.sendall(frames.pack(frames.REQUEST, 1, b'{"verb":"poke"}'))
                 while connection.recv(65536) and time.monotonic() < deadline:
-                    pass  # the supervisor reads the journal when somebody connects, and closes when it is done
+                    pass  # the supervisor closes when it is done
         if self.supervisor_alive():
             raise Failure("busy", "%s: the supervisor of its predecessor does not go" % self.id)
         for process in proc.qemus_in(self.path):
@@ -218,8 +219,10 @@ def connect_unix(directory: str, name: str, timeout_s: float) -> socket.socket:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
-        connection.settimeout(timeout_s)
+        # a blocking connect waits its turn when many connect at once; with Python's own timeout it would be refused
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(timeout_s), 100000))
         connection.connect("/proc/self/fd/%d/%s" % (fd, name))
+        connection.settimeout(timeout_s)
     except OSError:
         connection.close()
         raise
