@@ -12,7 +12,6 @@ from decimal import Decimal
 from typing import Any, TextIO
 
 from ..console.clean import clean
-from ..wire.codec import encode
 from .styles import OWN, sgr
 
 
@@ -126,7 +125,7 @@ def jsonable(value: Any) -> Any:
         return {str(k): jsonable(v) for k, v in value.items()}
     if isinstance(value, (list, tuple, set, frozenset)):
         return [jsonable(v) for v in value]
-    return value if value is None or isinstance(value, (str, int, float, bool)) else str(encode(value))
+    return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
 
 def width(text: str) -> int:

@@ -173,7 +173,10 @@ def followed(out: Output, *, recorded: bool = False) -> Iterator[View]:
             show_rows(out, summary.rows)
 
     if not out.live:
-        yield View(out, (summary, (lambda e: out.line(e.to_json())) if out.json else plain), finish)
+        told_by: tuple[Reader, ...] = ((lambda e: out.line(e.to_json())) if out.json else plain,)
+        if out.quiet and not out.json and not out.plain:
+            told_by = ()  # the table alone
+        yield View(out, (summary, *told_by), finish)
         return
     from .live import live_view
     from .progress import Progress
