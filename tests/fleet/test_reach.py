@@ -67,6 +67,7 @@ async def test_a_jump_host_with_an_unknown_key_is_refused_by_name(start_sshd: St
     failure = await refused(Host(name="ams-1", ssh="inner"), paths)
     assert failure.cause == "host-key-unknown"
     assert "jump host gate" in failure.message and gate.fingerprint in failure.message
+    assert "`ssh gate`" in failure.remedy
 
 
 async def test_a_jump_that_leads_to_itself_ends(start_sshd: StartSshd, paths: Paths) -> None:

@@ -169,6 +169,43 @@ async def test_after_a_killed_sshd_only_the_rest_is_sent(host_of: HostOf, paths:
 
 async def test_a_channel_that_ends_while_the_link_lives_loses_nothing(link: HostLink) -> None:
     pack, progress = Pack(8 * MIB), Progress()
+    channels = counted(link)
+    pack.pause_at = 5
+    sending = asyncio.create_task(send_blob(link, pack, pack.recipe, progress))
+    await progress.at_least(2 * MIB)
+    sending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await sending
+    done = progress.steps[-1][0]
+    pack.pause_at = None
+    assert await send_blob(link, pack, pack.recipe, progress) <= pack.bytes - done
+    assert held(link.host, pack.recipe) == pack.data
+
+
+async def test_after_a_killed_sshd_only_the_rest_is_sent(host_of: HostOf, paths: Paths, tmp_path: Path) -> None:
+    pack, progress = Pack(8 * MIB), Progress()
+    pack.pause_at = 4
+    with sshd(tmp_path / "sshd") as server:
+        host = host_of(server)
+        async with await connect(host, paths, deadline_s=10) as link:
+            sending = asyncio.create_task(send_blob(link, pack, pack.recipe, progress))
+            await asyncio.wait_for(pack.paused.wait(), 20)
+            server.kill()
+            with pytest.raises(Failure) as caught:
+                # It is reading the next segment just now: the loss of the link must end the transfer all the same.
+                await asyncio.wait_for(sending, 10)
+            assert caught.value.cause == "connection-lost"
+    done = progress.steps[-1][0]
+    assert MIB <= done < pack.bytes
+    pack.pause_at = None
+    with sshd(tmp_path / "sshd2", port=server.port, identity=server.identity, host_key=server.host_key):
+        async with await connect(host, paths, deadline_s=10) as link:
+            assert await send_blob(link, pack, pack.recipe, progress) <= pack.bytes - done
+    assert held(host, pack.recipe) == pack.data
+
+
+async def test_a_channel_that_ends_while_the_link_lives_loses_nothing(link: HostLink) -> None:
+    pack, progress = Pack(8 * MIB), Progress()
     channels: list[Channel | None] = []
     original = link.extra_channel
 
@@ -253,24 +290,39 @@ async def test_several_blobs_share_one_link(link: HostLink) -> None:
         assert held(link.host, pack.recipe) == pack.data
 
 
-async def test_far_away_more_channels_are_opened(server: Sshd, host_of: HostOf, paths: Paths) -> None:
+def counted(link: HostLink) -> list[Channel | None]:
+    """The channels that are opened on ``link`` from now on."""
+    opened: list[Channel | None] = []
+    original = link.extra_channel
+
+    async def open_one() -> Channel | None:
+        opened.append(await original())
+        return opened[-1]
+
+    link.extra_channel = open_one  # type: ignore[method-assign]
+    return opened
+
+
+async def test_far_away_it_arrives_over_several_channels(server: Sshd, host_of: HostOf, paths: Paths) -> None:
     host = host_of(server)
-    pack = Pack(16 * MIB)
+    pack = Pack(12 * MIB)
     async with far_away(server.port, 0.05) as port:
         host_of(server, known=server.known_line.replace(str(server.port), str(port)))
         far = host.model_copy(update={"ssh": f"{server.user}@127.0.0.1:{port}"})
         async with await connect(far, paths, deadline_s=20) as link:
-            opened: list[object] = []
-            original = link.extra_channel
-
-            async def counted() -> object:
-                opened.append(None)
-                return await original()
-
-            link.extra_channel = counted  # type: ignore[method-assign, assignment]
+            opened = counted(link)
             assert await send_blob(link, pack, pack.recipe, Progress()) == pack.bytes
     assert held(host, pack.recipe) == pack.data
-    assert 2 < len(opened) <= 4
+    assert 2 <= len(opened) <= 4
+
+
+async def test_channels_are_added_while_their_windows_hold_the_transfer_up(link: HostLink) -> None:
+    pack = Pack(24 * MIB)
+    link.rtt_ms = 2000.0  # 2 MiB in 2 s would be the most that a channel moves
+    opened = counted(link)
+    assert await send_blob(link, pack, pack.recipe, Progress()) == pack.bytes
+    assert held(link.host, pack.recipe) == pack.data
+    assert len(opened) == 4
 
 
 async def test_a_stuck_host_is_given_up(link: HostLink) -> None:

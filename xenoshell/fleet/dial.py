@@ -13,7 +13,7 @@ from typing import Any
 import asyncssh
 
 from xenoshell.fleet.inventory import SshTarget
-from xenoshell.fleet.knownhosts import HostKey, KnownHosts, host_key, refusal
+from xenoshell.fleet.knownhosts import REVOKED, Entry, HostKey, KnownHosts, host_key, refusal
 from xenoshell.fleet.sshconfig import Files, Route, resolve
 from xenoshell.wire.causes import Failure
 
@@ -270,7 +270,7 @@ async def _explain(error: Exception, hop: _Hop, watcher: Watcher, known: KnownHo
         offered = None if watcher.offered is None else host_key(watcher.offered)
         if offered is None and ("Host key is revoked" in error.reason or not any(e.marker for e in entries)):
             offered = await _offered(hop)  # it showed a certificate; what can be pinned is the key inside
-        return refusal(hop.name, route.where, offered, entries, error.reason)
+        return _refusal(hop, offered, entries, error.reason)
     if isinstance(error, asyncssh.PermissionDenied) or (
         isinstance(error, asyncssh.DisconnectError) and "authentication" in error.reason.lower()
     ):
@@ -297,6 +297,13 @@ async def _explain(error: Exception, hop: _Hop, watcher: Watcher, known: KnownHo
     if isinstance(error, OSError):
         return Failure("unreachable", f"{where}: {words(error)} while {progress.step}")
     return Failure("unreachable", f"{where}: {error}", "correct the ssh configuration of this host")
+
+
+def _refusal(hop: _Hop, offered: HostKey | None, entries: tuple[Entry, ...], reason: str) -> Failure:
+    failure = refusal(hop.name, hop.route.where, offered, entries, reason)
+    if not hop.final and failure.remedy != REVOKED:  # `hosts trust` is for hosts of the inventory
+        failure.remedy = f"compare the fingerprint with the owner's, then settle it with `ssh {hop.route.target}`"
+    return failure
 
 
 async def _offered(hop: _Hop) -> HostKey | None:

@@ -20,6 +20,8 @@ import asyncssh
 
 from xenoshell.wire.causes import Failure
 
+REVOKED = "do not connect: this key was withdrawn as no longer safe. Ask the owner for a new host key"
+
 
 @dataclass(frozen=True)
 class Entry:
@@ -146,9 +148,6 @@ def refusal(name: str, where: str, key: HostKey | None, entries: Sequence[Entry]
         f"{name} ({where}) shows the {key.key_type} key {key.fingerprint}, which no known_hosts file has{more}",
         f"compare the fingerprint with the owner's, then pin it with `xenoshell hosts trust {name}`",
     )
-
-
-REVOKED = "do not connect: this key was withdrawn as no longer safe. Ask the owner for a new host key"
 
 
 def pin(file: Path, host: str, port: int, key: HostKey, *, replace: bool = False) -> bool:
