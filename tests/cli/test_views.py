@@ -49,7 +49,7 @@ def run_of_two_hosts() -> list[Event]:
 def picture(progress: Progress, now: float, room: int = 20, columns: int = 110) -> str:
     screen = io.StringIO()
     console = Console(file=screen, width=columns, height=24, force_terminal=False, color_system=None)
-    console.print(_View(progress, styles(OWN), now).render(room))
+    console.print(_View(progress, styles(OWN), now).render(room, columns))
     return screen.getvalue()
 
 
@@ -67,6 +67,18 @@ def test_the_picture_follows_the_events() -> None:
     assert re.search(r"web-1 +ams +ready +8\.0 MiB in 1\.1 s +7\.2 s +192\.0\.2\.7:20080", last)
     assert "refused" in last and "the SSH connection ended" in last
     assert "1 ready  1 failed" in last
+
+
+@pytest.mark.parametrize("columns", [60, 80, 110, 200])
+def test_it_fits_windows_of_any_width(columns: int) -> None:
+    progress = Progress()
+    for event in run_of_two_hosts():
+        progress(event)
+        lines = picture(progress, event.t, columns=columns).splitlines()
+        assert len(lines) == 2 + max(len(progress.hosts), 0)
+        assert all(len(line) <= columns for line in lines)
+    if columns >= 80:
+        assert "192.0.2.7:20080" in lines[2]
 
 
 def test_a_boot_shows_how_long_it_takes_so_far() -> None:

@@ -10,8 +10,6 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
-from rich.progress_bar import ProgressBar
-from rich.table import Table
 from rich.text import Text
 
 from ..units import human_duration, human_size
@@ -22,6 +20,10 @@ if TYPE_CHECKING:
 
 _PER_SECOND = 8
 _BAR = 16
+#: From so many columns on there is room for a bar.
+_WIDE = 110
+_GAP = "  "
+_HEAD = ("VM", "HOST", "STAGE", "IMAGE", "BOOT", "ADDRESS", "")
 _RANK = {"bad": 0, "warn": 0, "good": 2}
 
 
@@ -33,7 +35,7 @@ def live_view(progress: Progress, styles: Mapping[str, Style], now: Callable[[],
     console = Console(file=sys.stdout, highlight=False, emoji=False, markup=False, soft_wrap=False)
 
     def draw() -> RenderableType:
-        return _View(progress, styles, now()).render(max(3, console.height - 4))
+        return _View(progress, styles, now()).render(max(3, console.height - 4), console.width)
 
     with (
         Live(console=console, get_renderable=draw, auto_refresh=False, redirect_stdout=False) as view,
@@ -70,50 +72,57 @@ class _View:
         self.styles = styles
         self.now = max(now, progress.t) if progress.done_s is None else progress.t
 
-    def render(self, room: int) -> RenderableType:
-        table = Table(box=None, padding=(0, 2, 0, 0), expand=False, show_edge=False, header_style="bold")
-        for name in ("VM", "HOST", "STAGE"):
-            table.add_column(name, no_wrap=True)
-        table.add_column("IMAGE", no_wrap=True)
-        table.add_column("BOOT", justify="right", no_wrap=True)
-        table.add_column("ADDRESS", no_wrap=True)
-        table.add_column("", no_wrap=True, overflow="ellipsis", ratio=1)
-        ranked = self._rows()
+    def render(self, room: int, columns: int) -> RenderableType:
+        """The picture: ``room`` rows at most, ``columns`` wide. What does not fit of the last column is cut off."""
+        ranked = self._rows(wide=columns >= _WIDE)
         left_out = max(0, len(ranked) - room)
-        if (
-            left_out
-        ):  # what went wrong first, then what is under way, then what is done: a small window shows what matters
+        if left_out:
+            # What went wrong first, then what is under way, then what is done: a small window shows what matters.
             ranked.sort(key=lambda pair: pair[0])
-        rows = [row for _, row in ranked]
-        for row in rows[: len(rows) - left_out]:
-            table.add_row(*row)
+        rows = [tuple(Text(name, "bold") for name in _HEAD), *(row for _, row in ranked[: len(ranked) - left_out])]
+        widths = [max(row[i].cell_len for row in rows) for i in range(len(_HEAD))]
+        widths[-1] = max(0, min(widths[-1], columns - sum(w + len(_GAP) for w in widths[:-1])))
         more = [Text(f"and {left_out} more", self.styles.get("dim", ""))] if left_out else []
-        return Group(self._head(), table, *more)
+        return Group(self._head(), *(self._line(row, widths) for row in rows), *more)
 
-    def _rows(self) -> list[tuple[int, tuple[RenderableType, ...]]]:
+    def _line(self, row: tuple[Text, ...], widths: list[int]) -> Text:
+        line = Text(no_wrap=True, overflow="ellipsis")
+        for cell, wide in zip(row, widths, strict=True):
+            if wide:
+                part = cell.copy()
+                part.truncate(wide, overflow="ellipsis", pad=True)
+                line.append_text(part).append(_GAP)
+        line.rstrip()
+        return line
+
+    def _rows(self, *, wide: bool) -> list[tuple[int, tuple[Text, ...]]]:
         """A row for each VM, and for each host that has none yet, with its rank."""
-        rows: list[tuple[int, tuple[RenderableType, ...]]] = []
+        rows: list[tuple[int, tuple[Text, ...]]] = []
+        by_host: dict[str, list[VmState]] = {}
+        for vm in tuple(self.progress.vms.values()):
+            by_host.setdefault(vm.host, []).append(vm)
         for host in tuple(self.progress.hosts.values()):
-            here = [vm for vm in tuple(self.progress.vms.values()) if vm.host == host.name]
-            rows += [(_RANK.get(vm.role, 1), self._vm(vm, host)) for vm in here]
+            here = by_host.get(host.name, [])
+            rows += [(_RANK.get(vm.role, 1), self._vm(vm, host, wide=wide)) for vm in here]
             if not here:
-                rows.append((_RANK.get(host.role, 1), self._host(host)))
+                rows.append((_RANK.get(host.role, 1), self._host(host, wide=wide)))
         return rows
 
     def _head(self) -> Text:
-        vms = self.progress.vms.values()
+        vms, hosts = tuple(self.progress.vms.values()), tuple(self.progress.hosts.values())
         ready = sum(vm.stage == "ready" for vm in vms)
-        bad = sum(vm.role == "bad" for vm in vms) + sum(h.role == "bad" for h in self.progress.hosts.values())
+        bad = sum(vm.role == "bad" for vm in vms) + sum(host.role == "bad" for host in hosts)
         text = Text(f"{self.progress.session or 'session'}  {human_duration(self.now)}  ")
         text.append(f"{ready} ready", self.styles.get("good", ""))
         if bad:
             text.append(f"  {bad} failed", self.styles.get("bad", ""))
         return text
 
-    def _host(self, host: HostState) -> tuple[RenderableType, ...]:
-        return ("", host.name, self._stage(host.stage, host.role), self._transfer(host), "", "", Text(host.note))
+    def _host(self, host: HostState, *, wide: bool) -> tuple[Text, ...]:
+        stage, image = self._stage(host.stage, host.role), self._transfer(host, wide=wide)
+        return (Text(), Text(host.name), stage, image, Text(), Text(), Text(host.note))
 
-    def _vm(self, vm: VmState, host: HostState) -> tuple[RenderableType, ...]:
+    def _vm(self, vm: VmState, host: HostState, *, wide: bool) -> tuple[Text, ...]:
         lost = host.stage == "lost"
         stage = self._stage("unknown", "warn") if lost else self._stage(vm.stage, vm.role)
         if vm.boot_s is not None:
@@ -123,21 +132,21 @@ class _View:
         else:
             boot = ""
         note = vm.note or (host.note if lost else vm.accel.upper())
-        return (vm.name, host.name, stage, self._transfer(host), Text(boot), Text(vm.address), Text(note))
+        image = self._transfer(host, wide=wide)
+        return (Text(vm.name), Text(host.name), stage, image, Text(boot), Text(vm.address), Text(note))
 
     def _stage(self, text: str, role: str) -> Text:
         return Text(text, self.styles.get(role, ""))
 
-    def _transfer(self, host: HostState) -> RenderableType:
+    def _transfer(self, host: HostState, *, wide: bool) -> Text:
         if not host.needed:
-            return Text("")
+            return Text()
         if host.done >= host.needed:
             took = f" in {human_duration(host.seconds)}" if host.seconds else ""
             return Text(f"{human_size(host.needed)}{took}", self.styles.get("dim", ""))
-        grid = Table.grid(padding=(0, 1, 0, 0))
         rate = f" {human_size(int(host.rate))}/s" if host.rate else ""
-        grid.add_row(
-            ProgressBar(total=host.needed, completed=host.done, width=_BAR),
-            Text(f"{human_size(host.done)} of {human_size(host.needed)}{rate}"),
-        )
-        return grid
+        if not wide:
+            return Text(f"{100 * host.done // host.needed} %{rate}")
+        full = _BAR * host.done // host.needed
+        bar = Text("#" * full, self.styles.get("good", "")).append("." * (_BAR - full), self.styles.get("dim", ""))
+        return bar.append(f" {human_size(host.done)} of {human_size(host.needed)}{rate}", "none")
