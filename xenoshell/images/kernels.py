@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -22,14 +23,13 @@ _OTHERS = (
 
 
 def kind(head: bytes) -> str:
-    """What the first bytes of a file say it is: ``Linux 6.1.0-9``, ``multiboot``, ``ELF64 (PVH)``, ``xz data``, ..."""
+    """What the first bytes of a file say it is: ``Linux 6.1.0-9``, ``multiboot``, ``ELF64``, ``xz data``, ..."""
     if head[0x1FE:0x200] == b"\x55\xaa" and head[0x202:0x206] == b"HdrS":
         return _linux(head)
     if _multiboot(head):
         return "multiboot"
     if head.startswith(b"\x7fELF"):
-        bits = {1: "ELF32", 2: "ELF64"}.get(head[4] if len(head) > 4 else 0, "ELF")
-        return f"{bits} (PVH)" if b"Xen\0" in head else bits
+        return {1: "ELF32", 2: "ELF64"}.get(head[4] if len(head) > 4 else 0, "ELF")
     for magic, name in _OTHERS:
         if head.startswith(magic):
             return name
@@ -48,11 +48,12 @@ def kind_of(path: Path) -> str:
 
 
 def _linux(head: bytes) -> str:
-    """Linux's boot protocol (Documentation/arch/x86/boot.rst). iPXE and memtest86+ speak it too, without a version."""
+    """Linux's boot protocol (Documentation/arch/x86/boot.rst). iPXE and memtest86+ speak it too; Linux's version is
+    followed by its builder in parentheses."""
     (pointer,) = struct.unpack_from("<H", head, 0x20E)
-    version = head[0x200 + pointer : 0x200 + pointer + 80].split(b"\0")[0] if pointer else b""
-    words = version.decode("ascii", "replace").split()
-    return f"Linux {words[0]}" if words and words[0][0].isdigit() else "bzImage"
+    version = head[0x200 + pointer : 0x200 + pointer + 200].split(b"\0")[0] if pointer else b""
+    found = re.match(rb"(\d+\.\d+[!-~]*) \(", version)
+    return f"Linux {found[1].decode()}" if found else "bzImage"
 
 
 def _multiboot(head: bytes) -> bool:
