@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import fcntl
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
 import termios
@@ -157,6 +159,13 @@ async def test_the_log_and_live_output_in_one_piece_are_told_apart(terminal: Ter
     async with attached(joined, terminal):
         await until(lambda: b"." in terminal.look())
     assert terminal.shown.startswith(b"old new \x1b[6n.")
+
+
+async def test_what_is_on_the_screen_moves_into_the_scrollback(terminal: Terminal) -> None:
+    fcntl.ioctl(terminal.inner, termios.TIOCSWINSZ, struct.pack("HHHH", 5, 80, 0, 0))
+    async with attached(Guest(b"\x1b[2Jlog"), terminal):
+        await until(lambda: b"log" in terminal.look())
+    assert terminal.shown.startswith(b"\r\n" * 5 + b"\x1b[H\x1b[2Jlog")
 
 
 async def test_an_attack_does_not_reach_the_terminal(terminal: Terminal) -> None:

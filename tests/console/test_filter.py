@@ -43,6 +43,7 @@ ATTACKS = {
     "terminal parameters": b"\x1b[x",
     "mode query": b"\x1b[?25$p",
     "132 columns": b"\x1b[?3h",
+    "erasing the scrollback": b"\x1b[3J",
     "focus events": b"\x1b[?1004h",
     "kitty keyboard": b"\x1b[>1u",
     "kitty query": b"\x1b[?u",

@@ -20,7 +20,7 @@ class HostState:
     role: str = "dim"
     note: str = ""
     blobs: dict[str, tuple[int, int]] = field(default_factory=dict)
-    sent: int = 0
+    began: float | None = None
     seconds: float = 0.0
     _samples: list[tuple[float, int]] = field(default_factory=list)
 
@@ -104,6 +104,7 @@ class Progress:
             case ["host", "refused"]:
                 host.stage, host.role, host.note = "refused", "bad", clean(event.text("message"))
             case ["transfer", "planned"]:
+                host.began = event.t if host.began is None else host.began
                 host.blobs[event.text("blob")] = (0, int(event.number("bytes_needed")))
             case ["transfer", "progress"]:
                 host.stage, host.role = "sending", ""
@@ -113,8 +114,7 @@ class Progress:
                 blob = event.text("blob")
                 needed = host.blobs.get(blob, (0, int(event.number("bytes_sent"))))[1]
                 host.blobs[blob] = (needed, needed)
-                host.sent += int(event.number("bytes_sent"))
-                host.seconds += event.number("seconds")
+                host.seconds = event.t - (event.t if host.began is None else host.began)
                 host.stage = "image there" if host.done >= host.needed else "sending"
 
     def _vm(self, event: Event) -> None:

@@ -15,7 +15,7 @@ from typing import Final, Protocol
 from ..errors import BadInput
 from ..wire.causes import Failure
 from .filter import Filter, Mode
-from .terminal import PIECE, RawTerminal, restored_screen
+from .terminal import PIECE, RawTerminal, page, restored_screen
 
 #: Ctrl-], as telnet and virsh have it.
 ESCAPE: Final = b"\x1d"
@@ -79,6 +79,9 @@ async def attach(
     """
     seen = Filter(Mode.REPLAY if os.isatty(stdout) else Mode.TEXT)
     with RawTerminal(stdin) as terminal, restored_screen(stdout, seen.reset):
+        if stream.replay > 0:
+            # Firmware clears the screen: what stands on it moves into the scrollback first.
+            await _shown(stdout, page(stdout))
         heard = asyncio.Event()
         tasks = [
             asyncio.create_task(_outwards(stream, seen, stdout, heard)),

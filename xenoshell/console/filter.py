@@ -223,6 +223,8 @@ class Filter:
             return whole
         if self.mode is Mode.COLOUR:
             return ""
+        if final == "J" and "3" in body:
+            return ""  # the scrollback is the user's
         if final in _CSI and _PARAMETERS.match(body):
             self._touched.add(final)
             return whole
@@ -238,7 +240,7 @@ class Filter:
         return ""
 
     def _private(self, body: str, final: str) -> str:
-        if final in "JK":  # selective erase
+        if final in "JK" and "3" not in body:  # selective erase
             return f"\x1b[?{body}{final}"
         if final not in "hl":
             return ""

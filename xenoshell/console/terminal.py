@@ -69,6 +69,15 @@ def restored_screen(fd: int, reset: Any) -> Iterator[None]:
                 write_within(fd, reset() + b"\r\n", 1.0)
 
 
+def page(fd: int) -> bytes:
+    """What scrolls all that is on the screen into the scrollback; nothing if ``fd`` has no size."""
+    try:
+        rows = os.get_terminal_size(fd).lines
+    except OSError:
+        return b""
+    return b"\r\n" * rows + b"\x1b[H" if rows > 0 else b""
+
+
 def write_within(fd: int, data: bytes, timeout_s: float) -> bool:
     """Write ``data`` as far as ``fd`` takes it, waiting at most ``timeout_s`` for room. Whether all went out."""
     while data:
