@@ -7,6 +7,7 @@ user's sessions. Everything but the template (kept for the next time) is removed
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import shutil
 import signal
 import urllib.error
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from .paths import Paths, private_directory
+from .wire.causes import Failure
 
 if TYPE_CHECKING:
     from types import FrameType
@@ -134,7 +136,8 @@ def clear(paths: Paths) -> None:
 def cleared(paths: Paths, say: Callable[[str], None]) -> Iterator[Callable[[], None]]:
     """`clear` at the end of the block, also after Ctrl-C, SIGTERM and SIGHUP; a second one does not stop it.
 
-    Yields a function that calls it off (for ``--keep``).
+    Yields a function that calls it off (for ``--keep``). Raises `Failure` (busy) while another demonstration is at
+    work: its end would take the lab away from under this one.
     """
     kept = False
 
@@ -146,19 +149,24 @@ def cleared(paths: Paths, say: Callable[[str], None]) -> Iterator[Callable[[], N
         raise KeyboardInterrupt
 
     numbers = (signal.SIGTERM, signal.SIGHUP)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield keep
-    finally:
-        if not kept:
-            ignored = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, *numbers)}
-            say("removing everything again")
-            try:
-                clear(paths)
-            finally:
-                signal.signal(signal.SIGINT, ignored[signal.SIGINT])
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    with (private_directory(paths.state) / "lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Failure("busy", "another demonstration is at work", "let it end, or stop it with Ctrl-C") from None
+        before = {number: signal.signal(number, interrupt) for number in numbers}
+        try:
+            yield keep
+        finally:
+            if not kept:
+                ignored = {n: signal.signal(n, signal.SIG_IGN) for n in (signal.SIGINT, *numbers)}
+                say("removing everything again")
+                try:
+                    clear(paths)
+                finally:
+                    signal.signal(signal.SIGINT, ignored[signal.SIGINT])
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 def next_commands(paths: Paths, hosts: tuple[str, ...]) -> tuple[str, ...]:

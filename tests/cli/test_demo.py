@@ -20,6 +20,7 @@ from xenoshell import demo, lab
 from xenoshell.cli.root import build
 from xenoshell.paths import Paths
 from xenoshell.session.load import load_session
+from xenoshell.wire.causes import Failure
 
 
 def test_its_session_file_is_right_and_names_its_hosts(paths: Paths) -> None:
@@ -141,6 +142,19 @@ def test_impatience_does_not_stop_the_cleaning(started: Callable[..., subprocess
     child.send_signal(signal.SIGTERM)
     child.wait(30)
     eventually(lambda: not demo.demo_paths(paths).lab.exists(), 10)
+
+
+def test_a_second_demonstration_leaves_the_first_alone(
+    started: Callable[..., subprocess.Popen[str]], paths: Paths
+) -> None:
+    child = started()
+    own = demo.demo_paths(paths)
+    with pytest.raises(Failure) as caught, demo.cleared(own, print):
+        raise AssertionError("it began")
+    assert caught.value.cause == "busy"
+    assert len(lab.status(own)) == 2
+    child.send_signal(signal.SIGINT)
+    assert child.wait(30) == 130
 
 
 def test_a_failure_takes_everything_down(started: Callable[..., subprocess.Popen[str]], paths: Paths) -> None:
