@@ -59,7 +59,7 @@ def complete(file: Path, host: LabHost) -> None:
     """The deployment can be finished, and it is sound."""
     done = run("deploy", file)
     assert done.returncode == 0, done.stderr
-    assert [row["state"] for row in facts("ps", "web")["vms"]] == ["ready"]
+    assert [row["state"] for row in facts("ps", "web")] == ["ready"]
     assert len(qemu(host)) == 1
     assert not partial(host)
 
@@ -74,7 +74,7 @@ def in_transfer(start: Start, file: Path, share: float = 0.3) -> Deploying:
         for e in deploying.named("transfer.progress"):
             done[e.get("blob", "")] = e["bytes_done"]
         needed = sum({e.get("blob", ""): e["bytes_needed"] for e in deploying.named("transfer.planned")}.values())
-        return needed > 0 and sum(done.values()) >= share * needed
+        return bool(needed) and sum(done.values()) >= share * needed
 
     eventually(far_enough, 60, "the transfer to be under way")
     return deploying
@@ -169,11 +169,11 @@ def test_a_killed_supervisor_is_back_and_has_the_same_guest(make_lab: MakeLab, t
         10,
         "a new supervisor",
     )
-    assert [row["state"] for row in facts("ps", "web")["vms"]] == ["ready"]
+    assert [row["state"] for row in facts("ps", "web")] == ["ready"]
     for process in supervisors(host):  # the guardian too
         kill(process)
     eventually(lambda: not supervisors(host), 10)
-    assert [row["state"] for row in facts("ps", "web")["vms"]] == ["ready"], "adopted again"
+    assert [row["state"] for row in facts("ps", "web")] == ["ready"], "adopted again"
     assert qemu(host) == before
     complete(file, host)
 
@@ -183,7 +183,7 @@ def test_a_killed_qemu_is_told_and_started_again(make_lab: MakeLab, tiny: str, t
     file = session_file(tmp_path, [host.name])
     assert run("deploy", file).returncode == 0
     kill(qemu(host)[0])
-    row = eventually(lambda: [r for r in facts("ps", "web")["vms"] if r["state"] == "exited"], 10)[0]
+    row = eventually(lambda: [r for r in facts("ps", "web") if r["state"] == "exited"], 10)[0]
     assert row["cause"] == "killed"
     assert row["remedy"]
     complete(file, host)

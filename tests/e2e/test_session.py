@@ -58,15 +58,15 @@ def test_a_service_on_three_hosts_from_quote_to_destroy(make_lab: MakeLab, tiny:
     assert "vm.created" not in names, "what runs is left alone"
     assert "transfer.planned" not in names, "what is held is not sent"
 
-    rows = facts("ps", "web")["vms"]
+    rows = facts("ps", "web")
     assert [row["state"] for row in rows] == ["ready"] * 3
-    assert all(row["usage"]["cpu_s"] > 0.1 and row["usage"]["net_in"] > 100 for row in rows)
+    assert all(row["status"]["usage"]["cpu_s"] > 0.1 and row["status"]["usage"]["net_in"] > 100 for row in rows)
 
     assert run("stop", "web/vm-1", "--yes").returncode == 0
-    stopped = next(r for r in facts("ps", "web/vm-1")["vms"] if r["name"] == "vm-1")
+    stopped = next(r for r in facts("ps", "web") if r["vm"] == "vm-1")
     assert (stopped["state"], stopped["cause"]) == ("exited", "stopped")
     assert run("start", "web/vm-1").returncode == 0
-    eventually(lambda: facts("ps", "web/vm-1")["vms"][0]["state"] == "ready", 60, "vm-1 to be ready again")
+    eventually(lambda: all(r["state"] == "ready" for r in facts("ps", "web")), 60, "vm-1 to be ready again")
     assert fetch(ready[hosts[0]]) == f"vm-1 on {hosts[0]}\n", "its page and its port survive"
 
     replayed = run("replay", "web", "--json", "--speed", "0")
