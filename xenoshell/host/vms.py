@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from typing import Any, Dict, List, Set, Tuple
+from typing import Any, Callable, Dict, List, Set, Tuple
 
 from xenoshell.host import vmdir
 from xenoshell.host.store import Store
@@ -27,6 +27,7 @@ class Vms:
         self._store = store
         self._lock = threading.Lock()
         self._adopting: Dict[str, threading.Lock] = {}
+        self._followers: List[Callable[[], None]] = []
 
     def vm(self, vm_id: str) -> VmDir:
         """The directory of a VM that this host has. Raises `Failure`: bad-request, not-found."""
@@ -118,6 +119,19 @@ class Vms:
             lock = self._adopting.setdefault(vm.id, threading.Lock())
         with lock:
             vmdir.adopt(vm, self._library)
+        with self._lock:
+            for told in self._followers:
+                told()
+
+    def follow(self, told: Callable[[], None]) -> None:
+        """Call ``told()``, which must be quick, whenever a VM has got a supervisor, so that nobody has to look."""
+        with self._lock:
+            self._followers.append(told)
+
+    def unfollow(self, told: Callable[[], None]) -> None:
+        """Undo `follow`."""
+        with self._lock:
+            self._followers.remove(told)
 
     def adopt_all(self) -> None:
         """Adopt every VM that lost its supervisor, a few at a time. Which cannot be, says so when it is asked for."""

@@ -5,6 +5,7 @@ Relays have no buffers of their own: what the client does not read stays with th
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import socket
@@ -161,12 +162,14 @@ class Watch(Stream):
         self._written: Dict[str, bytes] = {}
         self._adopting: Set[str] = set()
         self._wake_out, self._wake_in = os.pipe()
+        os.set_blocking(self._wake_in, False)
         self._lock = threading.Lock()
 
     def run(self) -> None:
         """Watch until the client has enough."""
         poll = select.poll()
         poll.register(self._wake_out, select.POLLIN)
+        self._vms.follow(self._wake)
         try:
             self._session.channel.respond(self._stream, {})
             scan = 0.0
@@ -176,13 +179,17 @@ class Watch(Stream):
                     self._scan(poll, now)
                     scan = now + _SCAN_S
                 for fd, _ in poll.poll(max(0, int((scan - time.monotonic()) * 1000) + 1)):
-                    if fd in self._links and not self._receive(self._links[fd]):
+                    if fd == self._wake_out:
+                        os.read(fd, 4096)
+                        scan = 0.0
+                    elif fd in self._links and not self._receive(self._links[fd]):
                         poll.unregister(fd)
                         self._drop(fd)
                         scan = 0.0
             self._session.end(self._stream)
             self._session.channel.send(frames.EOF, self._stream)
         finally:
+            self._vms.unfollow(self._wake)
             for fd in list(self._links):
                 self._drop(fd)
             with self._lock:
@@ -191,8 +198,11 @@ class Watch(Stream):
             os.close(self._wake_out)
 
     def stop(self) -> None:
-        with self._lock:
-            self._stopped = True
+        self._stopped = True
+        self._wake()
+
+    def _wake(self) -> None:
+        with self._lock, contextlib.suppress(BlockingIOError):  # a full pipe wakes as well
             if self._wake_in >= 0:
                 os.write(self._wake_in, b"x")
 
