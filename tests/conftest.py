@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,12 @@ from tests.support import descendants, running_lab
 if TYPE_CHECKING:
     from xenoshell.lab import Lab
     from xenoshell.paths import Paths
+
+
+def pytest_configure() -> None:
+    """Signals are as on a terminal, even where `nohup` or a shell's ``&`` had them ignored: children inherit that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 @pytest.fixture

@@ -224,6 +224,51 @@ def test_a_budget_is_counted_over_all_runs(host: Host) -> None:
     assert not proc.qemus_in(guest.dir.path)
 
 
+#: What makes the wall clock of a supervisor jump, as when somebody sets the machine's. Nothing but it is touched.
+WALL_CLOCK = """
+import time
+
+def jumped(read, second):
+    return lambda *clock: read(*clock) + second * (clock in ((), (time.CLOCK_REALTIME,)) and int(open({file!r}).read()))
+
+time.time, time.time_ns = jumped(time.time, 1), jumped(time.time_ns, 10**9)
+time.clock_gettime = jumped(time.clock_gettime, 1)
+time.clock_gettime_ns = jumped(time.clock_gettime_ns, 10**9)
+"""
+TEN_YEARS_S = 10 * 365 * 86400
+
+
+def test_a_clock_jump_moves_no_lease(host: Host, tmp_path: Path) -> None:
+    file = tmp_path / "jump"
+
+    def jump(seconds: int) -> None:
+        (tmp_path / "new").write_text(str(seconds))
+        (tmp_path / "new").rename(file)
+
+    def wall_until() -> float:
+        return float(json.loads(Path(guest.dir.file("state.json")).read_text())["book"]["lease"]["wall_until"])
+
+    jump(0)
+    host.library.write_text(WALL_CLOCK.format(file=str(file)) + host.library.read_text())
+    guest = Guest(host, idle(lease_s=1000.0))
+    first = guest.until("ready")
+    for seconds in (TEN_YEARS_S, -TEN_YEARS_S):
+        silent_s = guest.status().silent_s
+        jump(seconds)
+        guest.until(lambda s, before=silent_s: s.silent_s > before + 2.5)  # type: ignore[misc]  # it looked at its clocks
+        guest.kill_keepers()
+        guest.adopt()  # from what was written down, with another wall clock than then
+        status = guest.until("ready")
+        assert status.pid == first.pid
+        assert 800 < status.lease_left_s < 1000
+    with guest.talk() as talk:
+        talk.ask("renew", lease_s=3.0)
+    assert eventually(lambda: wall_until() < time.time() - TEN_YEARS_S / 2), "the jump was felt"
+    ended = guest.until("exited", 20)
+    assert ended.cause == "lease-expired"
+    assert ended.usage.uptime_s < 200
+
+
 def test_garbage_on_the_socket_harms_nobody_else(host: Host) -> None:
     guest = Guest(host, idle())
     guest.until("ready")
