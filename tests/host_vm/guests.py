@@ -201,8 +201,9 @@ class Guest:
         def parent(pid: int) -> int:
             return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
-        (supervisor,) = [p for p in found.values() if parent(p.pid) in found]
-        return found[parent(supervisor.pid)], supervisor
+        supervisors = [p for p in found.values() if parent(p.pid) in found]
+        assert len(supervisors) == 1, found  # else one of them is just being made
+        return found[parent(supervisors[0].pid)], supervisors[0]
 
     def kill_keepers(self) -> None:
         """SIGKILL guardian and supervisor as if at once: neither may see the other die."""

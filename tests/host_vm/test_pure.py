@@ -19,7 +19,7 @@ from xenoshell.host.qemu import Files
 from xenoshell.wire.causes import Failure
 from xenoshell.wire.values import Forward, HostFacts, Ready
 
-FILES = Files("/blobs/k", "/blobs/i", "disk.qcow2", "seed.iso", 7, 8)
+FILES = Files("/blobs/k", "/blobs/i", "disk.qcow2", "seed.iso", 7)
 
 
 def option(arguments: list[str], name: str) -> list[str]:
@@ -38,7 +38,7 @@ def test_a_kernel_boot_is_spelt_out() -> None:
         "-sandbox", "on,obsolete=deny,resourcecontrol=deny,elevateprivileges=deny,spawn=deny",
         "-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "512M",
         "-chardev", "socket,id=qmp,fd=7,server=on,wait=off", "-mon", "chardev=qmp,mode=control",
-        "-chardev", "socket,id=con,fd=8,server=on,wait=off", "-serial", "chardev:con",
+        "-chardev", "pipe,id=con,path=con", "-serial", "chardev:con",
         "-object", "rng-random,id=rng,filename=/dev/urandom", "-device", "virtio-rng-pci,rng=rng", "-device", "pvpanic",
         "-kernel", "/blobs/k", "-initrd", "/blobs/i", "-append", "a=1,2 b",
         "-blockdev", "driver=qcow2,node-name=disk,discard=unmap,file.driver=file,file.filename=disk.qcow2",
@@ -51,7 +51,7 @@ def test_a_kernel_boot_is_spelt_out() -> None:
 
 
 def test_a_disk_boot_names_no_kernel_and_kvm_shows_the_host_cpu() -> None:
-    files = Files(None, None, "disk.qcow2", None, 3, 4)
+    files = Files(None, None, "disk.qcow2", None, 3)
     arguments = qemu.arguments(spec(boot="disk", kernel=None, cmdline="ignored"), (), "kvm", files)
     assert not {"-kernel", "-initrd", "-append"} & set(arguments)
     assert option(arguments, "-accel") == ["kvm"] and option(arguments, "-cpu") == ["host"]

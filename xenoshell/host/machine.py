@@ -9,18 +9,17 @@ import socket
 import subprocess
 from typing import Any, Callable, Dict, List, Optional
 
-from xenoshell.host import locks, proc
+from xenoshell.host import locks, proc, serial_line
 from xenoshell.host.proc import Process
 from xenoshell.host.qmp import Qmp
-from xenoshell.host.reactor import Reactor, Stream, Timer
+from xenoshell.host.reactor import Reactor, Timer
+from xenoshell.host.serial_line import SerialLine
 from xenoshell.host.vmdir import connect_unix
 
 #: Held by QEMU itself, through a descriptor that it inherits: locked means that this VM has a QEMU.
 LOCK = "qemu.lock"
 LOG = "qemu.log"
 LOG_LIMIT = 1 << 20
-#: A serial line says one byte at a time: they are collected for this long, in seconds.
-REST_S = 0.01
 #: How long QEMU may take to go after it was told to, in seconds.
 QUIT_S = 3.0
 
@@ -47,53 +46,69 @@ class Machine:
         self._on_event = on_event
         self._on_gone = on_gone
         self._qmp: Optional[Qmp] = None
-        self._console: Optional[Stream] = None
+        self._console: Optional[SerialLine] = None
         self._killer: Optional[Timer] = None
         self._going = False
         self.process = Process(0, 0)
         self.exit_status: Optional[int] = None  # as waitpid gives it; None when it was not our child
 
-    def start(self, arguments: Callable[[int, int], List[str]]) -> None:
-        """Start QEMU with ``arguments(monitor descriptor, console descriptor)`` and connect. Raises `OSError`."""
+    def start(self, arguments: Callable[[int], List[str]]) -> None:
+        """Start QEMU with ``arguments(monitor descriptor)`` and connect. Raises `OSError`."""
         lock = locks.try_lock(os.path.join(self._directory, LOCK))
         if lock is None:
             raise OSError("another QEMU of this VM is running")
-        monitor = console = log = None
+        monitor = log = None
         try:
-            # the sockets listen before QEMU is there: connecting never has to wait for it
-            monitor = listen(self._directory, "qmp.sock")
-            console = listen(self._directory, "con.sock")
+            serial_line.make(self._directory)
+            monitor = listen(self._directory, "qmp.sock")  # before QEMU is there: connecting never has to wait for it
             log = os.open(
                 os.path.join(self._directory, LOG), os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_APPEND, 0o600
             )
-            fds = (lock, monitor.fileno(), console.fileno())
+            self._console = SerialLine(self._reactor, self._directory, self._on_console)
             child = subprocess.Popen(
-                arguments(fds[1], fds[2]),
+                arguments(monitor.fileno()),
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
                 cwd=self._directory,
-                pass_fds=fds,
+                pass_fds=(lock, monitor.fileno()),
                 start_new_session=True,
             )
             child.returncode = 0  # `reap` collects it; Popen need not
             self.process = proc.identify(child.pid)
+        except OSError:
+            self._hang_up()
+            raise
         finally:
             os.close(lock)
             if log is not None:
                 os.close(log)
-            for sock in (monitor, console):
-                if sock is not None:
-                    sock.close()
-        self.attach(self.process)
+            if monitor is not None:
+                monitor.close()
+        self._connect()
 
-    def attach(self, process: Process) -> None:
-        """Connect to the monitor and the console of a QEMU that runs. Raises `OSError` when it does not listen."""
+    def attach(self, process: Process) -> bool:
+        """Connect to the monitor and the console of a QEMU that runs, and take what the guest wrote meanwhile.
+
+        False if that may be less than it wrote. Raises `OSError` when QEMU does not listen.
+        """
         self.process = process
-        console = connect_unix(self._directory, "con.sock", 1.0)
-        self._console = Stream(self._reactor, console, self._on_console, self._console_closed, REST_S)
-        monitor = connect_unix(self._directory, "qmp.sock", 1.0)
+        self._console = line = SerialLine(self._reactor, self._directory, self._on_console)
+        self._connect()
+        return not line.full
+
+    def _connect(self) -> None:
+        try:
+            monitor = connect_unix(self._directory, "qmp.sock", 1.0)
+        except OSError:
+            self._hang_up()
+            raise
         self._qmp = Qmp(self._reactor, monitor, self._on_ready, self._on_event, self._lost)
+
+    def _hang_up(self) -> None:
+        if self._console is not None:
+            self._console.close()
+            self._console = None
 
     def find(self) -> Optional[Process]:
         """The running QEMU of this VM, whoever started it: None if there is none, pid 0 if it is just starting."""
@@ -111,6 +126,11 @@ class Machine:
         """Input for the guest's console. More than 64 KiB that the guest does not take are dropped."""
         if self._console is not None and self._console.pending < 65536:
             self._console.write(data)
+
+    def drain(self) -> None:
+        """Hand on at once what the guest has written."""
+        if self._console is not None:
+            self._console.drain()
 
     def quit(self) -> None:
         """Make QEMU go: by the monitor, and if that does not help, by SIGKILL."""
@@ -138,9 +158,6 @@ class Machine:
             if os.stat(path).st_size > LOG_LIMIT:
                 os.truncate(path, 0)
 
-    def _console_closed(self) -> None:
-        self._console = None
-
     def _lost(self) -> None:
         if not self._going:
             self._going = True
@@ -151,9 +168,12 @@ class Machine:
     def _wait(self) -> None:
         self._reap()
         held = locks.locked(os.path.join(self._directory, LOCK))  # a dead process may still have threads that end
-        if held or proc.alive(self.process) or (self._console is not None and self._console.open):
+        if held or proc.alive(self.process):
             self._reactor.after(0.02, self._wait)
             return
+        if self._console is not None:
+            self._console.drain()
+            self._hang_up()
         if self._killer is not None:
             self._killer.cancel()
         self._on_gone()

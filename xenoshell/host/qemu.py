@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import List, NamedTuple, Optional, Tuple
 
+from xenoshell.host import serial_line
 from xenoshell.wire.values import Forward, VmSpec
 
 #: The machine of each architecture that is known; `-M graphics=off` makes SeaBIOS speak on the serial line.
@@ -11,14 +12,13 @@ MACHINES = {"x86_64": "pc,graphics=off"}
 
 
 class Files(NamedTuple):
-    """Paths that QEMU opens, relative to the VM's directory or absolute; and its two listening sockets."""
+    """Paths that QEMU opens, relative to the VM's directory or absolute; and the socket for its monitor."""
 
     kernel: Optional[str]
     initrd: Optional[str]
     disk: Optional[str]  # qcow2
     seed: Optional[str]
     qmp_fd: int
-    console_fd: int
 
 
 def binary(arch: str) -> str:
@@ -41,7 +41,7 @@ def arguments(spec: VmSpec, forwards: Tuple[Forward, ...], accel: str, files: Fi
     out += ["-accel", "kvm" if accel == "kvm" else "tcg,thread=multi", "-cpu", "host" if accel == "kvm" else "max"]
     out += ["-smp", str(spec.vcpus), "-m", "%dM" % spec.memory_mib]
     out += ["-chardev", "socket,id=qmp,fd=%d,server=on,wait=off" % files.qmp_fd, "-mon", "chardev=qmp,mode=control"]
-    out += ["-chardev", "socket,id=con,fd=%d,server=on,wait=off" % files.console_fd, "-serial", "chardev:con"]
+    out += ["-chardev", "pipe,id=con,path=" + serial_line.NAME, "-serial", "chardev:con"]
     out += [
         "-object",
         "rng-random,id=rng,filename=/dev/urandom",

@@ -157,8 +157,7 @@ class Stream:
     """A connected socket in the loop: what arrives is handed on at once, what is written waits its turn.
 
     ``on_data(bytes)``; ``on_close()`` once, when the peer goes or breaks; ``on_drained()`` when the last byte that had
-    to wait is written. With ``rest_s``, a small piece is followed by that many seconds without reading, so that a peer
-    that writes byte by byte costs little.
+    to wait is written.
     """
 
     def __init__(
@@ -167,14 +166,11 @@ class Stream:
         sock: socket.socket,
         on_data: Callable[[bytes], None],
         on_close: Callable[[], None],
-        rest_s: float = 0.0,
     ) -> None:
-        self._rest_s = rest_s
         self._reactor = reactor
         self._sock = sock
         self._out = bytearray()
         self._closing = False
-        self._resting = False
         self.on_data = on_data
         self.on_close = on_close
         self.on_drained: Optional[Callable[[], None]] = None
@@ -238,23 +234,11 @@ class Stream:
             if not data:
                 self._lost()
                 return
-            if self._rest_s and len(data) < CHUNK:
-                self._resting = True
-                self._watch()
-                self._reactor.after(self._rest_s, self._rested)
             self.on_data(data)
-
-    def _rested(self) -> None:
-        self._resting = False
-        self._watch()
 
     def _watch(self) -> None:
         if self.open:
-            events = (0 if self._resting else READ) | (WRITE if self._out else 0)
-            if events:
-                self._reactor.watch(self._sock.fileno(), events, self._ready)
-            else:
-                self._reactor.forget(self._sock.fileno())
+            self._reactor.watch(self._sock.fileno(), READ | (WRITE if self._out else 0), self._ready)
 
     def _flush(self) -> None:
         try:

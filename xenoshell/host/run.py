@@ -104,7 +104,7 @@ class Run:
             record.note(probe=forwards[count:], net_offset=0)
             record.change(state="booting", accel=self._accel, forwards=forwards[:count])
             self._machine = machine
-            machine.start(lambda monitor, console: self._arguments(forwards, monitor, console))
+            machine.start(lambda monitor: self._arguments(forwards, monitor))
         except Failure as failure:
             self._end("failed", failure.cause, failure.message, failure.remedy)
             return
@@ -116,7 +116,7 @@ class Run:
         self._timers.set("attach", ATTACH_S, machine.kill)
         self._remember(machine.process)
 
-    def _arguments(self, forwards: Tuple[Forward, ...], monitor: int, console: int) -> List[str]:
+    def _arguments(self, forwards: Tuple[Forward, ...], monitor: int) -> List[str]:
         spec = self._spec
 
         def blob(digest: Optional[str]) -> Optional[str]:
@@ -124,7 +124,7 @@ class Run:
 
         disk = "disk.qcow2" if spec.disk_bytes else None
         seed = "seed.iso" if spec.seed_size else None
-        files = qemu.Files(blob(spec.kernel), blob(spec.initrd), disk, seed, monitor, console)
+        files = qemu.Files(blob(spec.kernel), blob(spec.initrd), disk, seed, monitor)
         return qemu.arguments(spec, forwards, self._accel, files)
 
     def _new_machine(self) -> Machine:
@@ -149,7 +149,7 @@ class Run:
         """Go on with a QEMU that runs already. False when nobody listens there any more: it is ending."""
         self._machine = machine = self._new_machine()
         try:
-            machine.attach(process)
+            whole = machine.attach(process)
         except OSError:
             proc.kill(process)
             self._machine = None
@@ -158,7 +158,9 @@ class Run:
         self._remember(process)
         if self._record.status.state != "booting":
             self._listener.feed(bytes(self._record.log.recent))
-            text = note("console attached again; what the guest wrote meanwhile is not here")
+        if not whole:
+            machine.drain()
+            text = note("the guest wrote on while nobody read; some of it may be missing here")
             self._record.log.write(text)
             self._show(text)
         return True
