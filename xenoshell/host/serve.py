@@ -49,12 +49,16 @@ class Subscription:
         self.skipped = 0
         self.pieces: Optional[Iterator[bytes]] = None  # of the log, still to be sent
         self.follow = False
-        self.sent_total = 0  # the log's total when `pieces` began
+        self.sent_total = 0  # the log's total up to which `pieces` go
 
     def console(self, data: bytes) -> None:
         """Console bytes from the guest."""
         if self.client.stream.pending > BEHIND:
-            self.skipped += len(data)
+            if self.follow:  # the log has it: `data` comes from there, and so does what follows
+                self.live, self.pieces = False, iter(())
+                self.sent_total = self.client.log.total - len(data)
+            else:
+                self.skipped += len(data)
             return
         self.caught_up()
         self.client.data(self.stream, data)
@@ -76,6 +80,11 @@ class Client:
         self.watching: Dict[int, bool] = {}  # stream -> whether a status could not be sent for want of room
         self.stream = Stream(server.reactor, sock, self._received, self._lost)
         self.stream.on_drained = self._drained
+
+    @property
+    def log(self) -> ConsoleLog:
+        """The VM's console log."""
+        return self._server.owner.log
 
     def send(self, type_: int, stream: int, payload: bytes = b"") -> None:
         """Send a frame."""
@@ -172,7 +181,7 @@ class Client:
                 del self.subscriptions[subscription.stream]
                 self.send(frames.EOF, subscription.stream)
                 return
-            log = self._server.owner.log
+            log = self.log
             late = log.total - subscription.sent_total  # what came while the log was on its way
             if late:
                 subscription.pieces, subscription.sent_total = log.read(late), log.total
