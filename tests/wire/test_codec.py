@@ -108,3 +108,34 @@ def test_json_numbers_keep_their_kind() -> None:
     assert codec.decode(Usage, {"cpu_s": 3}).cpu_s == 3.0
     with pytest.raises(codec.CodecError):
         codec.decode(Usage, {"memory_mib": True})
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        b'{"cpu_s": 1e999}',  # infinity, without its name
+        b'{"cpu_s": 1' + b"0" * 400 + b"}",  # no float is so large
+        b'{"memory_mib": 1' + b"0" * 400 + b"}",
+        b'{"memory_mib": -9223372036854775809}',
+    ],
+)
+def test_a_number_that_nobody_can_calculate_with_is_refused(text: bytes) -> None:
+    with pytest.raises(codec.CodecError):
+        codec.decode(Usage, codec.loads(text))
+
+
+@pytest.mark.parametrize(
+    "text", [b'{"a": "\\ud800"}', b'{"a": "\xed\xa0\x80"}', b'{"a": "\xff"}', '{"a": 1}'.encode("utf-16")]
+)
+def test_text_that_nobody_can_print_is_refused(text: bytes) -> None:
+    with pytest.raises(codec.CodecError):
+        codec.loads(text)
+
+
+def test_escaped_characters_are_read_as_ever() -> None:
+    assert codec.loads(b'{"a": "\\u00e9 \\ud83d\\ude00"}') == {"a": "\u00e9 \U0001f600"}
+
+
+def test_an_answer_never_fails_for_a_name_that_is_no_text() -> None:
+    """File and program names of a host need not be UTF-8; Python has them with halves of surrogate pairs."""
+    assert codec.loads(codec.dumps({"message": "in use by \udcff"})) == {"message": "in use by ?"}

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any, Dict, Tuple, Type, TypeVar, Union, get_type_hints
 
 T = TypeVar("T")
 _HINTS: Dict[type, Dict[str, Any]] = {}
 #: Looked at first, since a recipe has a hundred thousand of them.
 _SCALARS = frozenset((int, str, bool, float))
+#: Whole numbers lie within this range: every one of them can become a float and an argument of the system.
+_MOST = 1 << 63
 
 
 class CodecError(ValueError):
@@ -28,14 +31,23 @@ def encode(value: Any) -> Any:
 
 
 def dumps(value: Any) -> bytes:
-    """Canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes."""
-    return json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
+    """Canonical JSON: sorted keys, no spaces, UTF-8. Equal values give equal bytes.
+
+    Halves of surrogate pairs (of file names that are no UTF-8) become "?": an answer must not fail for its wording.
+    """
+    text = json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=False)
+    return text.encode("utf-8", "replace")
 
 
 def loads(data: bytes) -> Dict[str, Any]:
-    """Parse a JSON object. Raises `CodecError` for anything else (NaN and infinities included)."""
+    """Parse a JSON object in UTF-8. Raises `CodecError` for anything else: NaN, infinities and numbers that are too
+    large for a float, and halves of surrogate pairs, which nobody could print or write down.
+    """
     try:
-        value = json.loads(data, parse_constant=_reject)
+        text = data.decode("utf-8")
+        value = json.loads(text, parse_constant=_reject, parse_float=_finite)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode("utf-8")
     except (ValueError, RecursionError) as error:
         raise CodecError("not JSON: %s" % error) from None
     if not isinstance(value, dict):
@@ -45,6 +57,13 @@ def loads(data: bytes) -> Dict[str, Any]:
 
 def _reject(word: str) -> Any:
     raise ValueError(word + " is not allowed")
+
+
+def _finite(text: str) -> float:
+    number = float(text)
+    if not math.isfinite(number):
+        raise ValueError("a number is out of range")
+    return number
 
 
 def decode(cls: Type[T], value: Any, where: str = "") -> T:
@@ -94,6 +113,8 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
         if not isinstance(value, dict):
             raise CodecError("%s: expected an object, found %s" % (where, type(value).__name__))
         return {k: _decode(arguments[1], v, where + "." + k) for k, v in value.items()}
+    if type(value) is int and not -_MOST <= value < _MOST:
+        raise CodecError("%s: the number is out of range" % where)
     if hint is float and type(value) is int:
         return float(value)
     if type(value) is not hint:
