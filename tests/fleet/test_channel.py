@@ -200,6 +200,24 @@ async def test_a_flood_of_events_ends_its_stream_only() -> None:
     assert await task == {}
 
 
+@pytest.mark.parametrize("kind", [frames.DATA, frames.EVENT, frames.EOF])
+async def test_empty_frames_count_too(kind: int) -> None:
+    """Nothing of their content is kept, but each of a million frames takes memory."""
+    own, wire = channel(shared=False)
+    own.received(frames.pack(kind, own.open().stream) * 5000)
+    assert wire.paused, "a channel of its own is not read any more"
+    both, _ = channel(shared=True)
+    inbox = both.open()
+    both.received(frames.pack(kind, inbox.stream) * 40_000)
+    if kind == frames.DATA:
+        both.received(frames.pack(frames.EOF, inbox.stream))
+        assert await ByteStream(both, inbox, 0).read() == b""
+        return
+    with pytest.raises(Failure) as caught:
+        await inbox.take()
+    assert caught.value.cause == "protocol"
+
+
 async def test_a_full_transport_makes_senders_wait() -> None:
     both, wire = channel()
     both.pause_writing()

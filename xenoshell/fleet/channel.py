@@ -17,6 +17,8 @@ from xenoshell.wire.values import ErrorValue
 STREAM_LIMIT = 1 << 20
 #: Bytes of frames that must not be dropped (answers, events): a host that sends more than is read is cut off.
 FLOOD_LIMIT = 8 << 20
+#: What a frame takes here beside its payload (bytes): empty ones fill the memory too.
+FRAME_COST = 256
 #: Ids of requests stay below this; helpers give ids from here on to transfers.
 FIRST_TRANSFER = 0x80000000
 
@@ -59,10 +61,10 @@ class Inbox:
         if self._failure is not None:
             return
         self._frames.append(frame)
-        self._held += len(frame.payload)
+        self._held += FRAME_COST + len(frame.payload)
         while self.full and self._channel.shared and self._frames[0].type == frames.DATA:
             oldest = self._frames.popleft()
-            self._held -= len(oldest.payload)
+            self._held -= FRAME_COST + len(oldest.payload)
             self.dropped += len(oldest.payload)
         if self._held > FLOOD_LIMIT:
             self._frames.clear()
@@ -92,7 +94,7 @@ class Inbox:
             self._arrived.clear()
             await self._arrived.wait()
         frame = self._frames.popleft()
-        self._held -= len(frame.payload)
+        self._held -= FRAME_COST + len(frame.payload)
         self._channel.relieved()
         return frame
 
