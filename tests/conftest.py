@@ -41,11 +41,12 @@ def tmp_path() -> Iterator[Path]:
 def own_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Home, configuration, state, cache and TMPDIR of the test's own; afterwards the check for what leaked."""
     temporary = tmp_path / "tmp"
-    for name in ("home", "config", "state", "cache", "tmp"):
-        (tmp_path / name).mkdir()
+    for name in ("home", "config", "state", "cache", "tmp", leaks.RUNTIME):
+        (tmp_path / name).mkdir(mode=0o700)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("TMPDIR", str(temporary))
     monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / leaks.RUNTIME))
     for name in ("config", "state", "cache"):
         monkeypatch.setenv(f"XENOSHELL_{name.upper()}_DIR", str(tmp_path / name))
         monkeypatch.delenv(f"XDG_{name.upper()}_HOME", raising=False)

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import gc
 import os
-import stat
 import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.support import Process, descendants, kill, pids, processes_of
+from tests.support import Process, descends, kill, pids, process, processes_of
+from xenoshell.host.rendezvous import clean
 
 #: Processes end and sockets close a moment after they were told to: that long is allowed, seconds.
 GRACE_S = 3.0
 #: Names by which things of ours in the machine's temporary directory are known.
 TEMPORARY = "xenoshell-*"
+#: Where helpers put their sockets (XDG_RUNTIME_DIR) when a test starts them, or a server of its own does.
+RUNTIME = "run"
 
 
 @dataclass(frozen=True)
@@ -23,7 +25,6 @@ class Before:
     """What there was before the test."""
 
     pids: frozenset[int]
-    children: frozenset[int]
     descriptors: dict[int, str]
     threads: frozenset[int]
     temporary: frozenset[str]
@@ -33,7 +34,6 @@ def look(shared: Path = Path("/tmp")) -> Before:
     """Take stock before a test."""
     return Before(
         frozenset(pids()),
-        frozenset(p.pid for p in descendants()),
         descriptors(),
         frozenset(t.ident or 0 for t in threading.enumerate()),
         frozenset(map(str, shared.glob(TEMPORARY))),
@@ -67,24 +67,49 @@ class Leaks:
 
 def find(before: Before, directory: Path, temporary: Path, shared: Path = Path("/tmp")) -> Leaks:
     """What is left of a test whose files are in ``directory``, whose TMPDIR was ``temporary``."""
-    new = [pid for pid in pids() if pid not in before.pids]
-    processes = {p.pid: p for p in descendants() if p.pid not in before.children}
-    if new:
-        processes |= {p.pid: p for p in processes_of(directory, new)}
     others = [
         f"descriptor {number}: {target}"
         for number, target in descriptors().items()
         if before.descriptors.get(number) != target and target != "/dev/urandom"
     ]
     others += [f"thread {t.name}" for t in threading.enumerate() if (t.ident or 0) not in before.threads]
-    if temporary.is_dir():
-        others += [f"temporary file {path}" for path in temporary.iterdir()]
-    others += [
-        f"temporary file {path}"
-        for path in shared.glob(TEMPORARY)
-        if str(path) not in before.temporary and not _in_use(path)
-    ]
-    return Leaks(tuple(processes.values()), tuple(others))
+    for place in (temporary, directory / RUNTIME, *directory.glob(f"*/{RUNTIME}")):
+        if place.is_dir():
+            others += [f"temporary file {path}" for path in place.iterdir()]
+    return Leaks(_processes(before, directory), (*others, *_shared(before, shared)))
+
+
+def _processes(before: Before, directory: Path) -> tuple[Process, ...]:
+    """New descendants of this process, and whoever else is new and works with the test's files. The machine may be
+    full of other new processes: those of others, other runs of these tests included."""
+    new = [pid for pid in pids() if pid not in before.pids]
+    if not new:
+        return ()
+    found = {pid: p for pid in new if descends(pid) and (p := process(pid))}
+    found |= {p.pid: p for p in processes_of(directory, new)}
+    return tuple(found.values())
+
+
+def _shared(before: Before, shared: Path) -> list[str]:
+    """What is new in the machine's temporary directory, under our names, and belongs to no living process.
+
+    A helper that was killed leaves its socket there, and the next helper removes it. Whether that helper was this
+    test's or one of another run cannot be told any more, but whether such leavings really go away can.
+    """
+
+    def new() -> list[str]:
+        return [path for path in map(str, shared.glob(TEMPORARY)) if path not in before.temporary]
+
+    if not new():
+        return []
+    clean(str(shared))
+    return [f"temporary file {path}" for path in new() if not _owned(path)]
+
+
+def _owned(path: str) -> bool:
+    """Whether the process lives whose pid is in the name (xenoshell-UID-PID-...): it is looked at as a process."""
+    fields = path.rpartition("/")[2].split("-")
+    return len(fields) > 2 and fields[2].isdigit() and os.path.exists(f"/proc/{fields[2]}")
 
 
 def check(before: Before, directory: Path, temporary: Path, grace_s: float = GRACE_S) -> Leaks:
@@ -96,18 +121,6 @@ def check(before: Before, directory: Path, temporary: Path, grace_s: float = GRA
     while leaks and time.monotonic() < deadline:
         time.sleep(0.02)
         leaks = find(before, directory, temporary)
-    for process in leaks.processes:
-        kill(process)
+    for left in leaks.processes:
+        kill(left)
     return leaks
-
-
-def _in_use(path: Path) -> bool:
-    """Whether a socket in ``path`` is bound right now: then it belongs to a process that lives, and if that is a
-    process of this test it is reported as such. (Several test runs share the machine's temporary directory.)"""
-    bound = Path("/proc/net/unix").read_text()
-    try:
-        if stat.S_ISSOCK(path.stat().st_mode):
-            return str(path) in bound
-        return any(str(inside) in bound for inside in path.iterdir()) if path.is_dir() else False
-    except (FileNotFoundError, PermissionError):
-        return True  # it went away between two looks, or is another user's

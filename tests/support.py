@@ -136,6 +136,18 @@ def pids() -> list[int]:
     return [int(name) for name in os.listdir("/proc") if name.isdigit()]
 
 
+def descends(pid: int) -> bool:
+    """Whether ``pid`` is a child, grandchild, ... of this process."""
+    while pid > 1:
+        found = process(pid)
+        if found is None:
+            return False
+        if found.parent == os.getpid():
+            return True
+        pid = found.parent
+    return False
+
+
 def descendants(root: int | None = None) -> list[Process]:
     """Children, grandchildren, ... of ``root`` (default: this process), zombies included."""
     children: dict[int, list[Process]] = {}

@@ -53,6 +53,37 @@ def test_a_socket_a_thread_and_a_temporary_file_are_found(tmp_path: Path) -> Non
     assert not leaks.check(before, tmp_path, tmp_path / "tmp", grace_s=0)
 
 
+def test_a_helpers_socket_is_a_leak_where_it_can_only_be_this_tests(tmp_path: Path) -> None:
+    before = leaks.look()
+    for where in (tmp_path, tmp_path / "sshd"):
+        left = where / leaks.RUNTIME / "xenoshell-0-1-0123456789ab"
+        left.mkdir(parents=True)
+        assert str(left) in str(leaks.check(before, tmp_path, tmp_path / "tmp", grace_s=0))
+        left.rmdir()
+
+
+def test_what_other_runs_leave_on_this_machine_is_not_taken_for_this_tests(tmp_path: Path) -> None:
+    shared = tmp_path / "shared"
+    shared.mkdir()
+    before = leaks.look(shared)
+    child = subprocess.Popen(["sleep", "60"], start_new_session=True)
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    other = ["sh", "-c", "sleep 63 >/dev/null & echo $!"]  # as in another run: no child of this one
+    stranger = int(subprocess.run(other, check=True, capture_output=True, env={}, cwd="/").stdout)
+    try:
+        for pid in (child.pid, gone.pid, stranger):
+            (shared / f"xenoshell-{os.geteuid()}-{pid}-0123456789ab").mkdir()
+        (shared / "xenoshell-of-nobody").mkdir()
+        found = leaks.find(before, tmp_path, tmp_path / "tmp", shared)
+        assert [p.pid for p in found.processes] == [child.pid]
+        assert found.others == (f"temporary file {shared}/xenoshell-of-nobody",)
+    finally:
+        child.kill()
+        child.wait()
+        os.kill(stranger, signal.SIGKILL)
+
+
 def test_what_is_only_slow_to_end_is_no_leak(tmp_path: Path) -> None:
     before = leaks.look()
     child = subprocess.Popen([sys.executable, "-S", "-c", "import time; time.sleep(0.2)"])

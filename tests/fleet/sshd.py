@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.leaks import RUNTIME
 from tests.support import alive, descendants, eventually, free_port, kill, listening, running
 
 
@@ -79,7 +80,7 @@ def sshd(
     directory: Path, *, config: str = "", host_key: Path | None = None, port: int = 0, identity: Path | None = None
 ) -> Iterator[Sshd]:
     """Start a server with ``config`` (further lines of sshd_config) and end it with all its sessions."""
-    directory.mkdir(parents=True, exist_ok=True)
+    (directory / RUNTIME).mkdir(mode=0o700, parents=True, exist_ok=True)
     if os.getuid() == 0:
         Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)
     server = Sshd(
@@ -96,6 +97,7 @@ def sshd(
         f"HostKey {server.host_key}\n"
         f"AuthorizedKeysFile {authorized}\n"
         f"PidFile {directory}/pid\n"
+        f"SetEnv XDG_RUNTIME_DIR={directory}/{RUNTIME}\n"
         "UsePAM no\nStrictModes no\nPasswordAuthentication no\nKbdInteractiveAuthentication no\n"
         "PermitRootLogin yes\nPrintMotd no\nUseDNS no\nLogLevel DEBUG1\n"
     )
