@@ -33,8 +33,11 @@ def load(path: Path, model: type[M]) -> M:
     return loads(read_text(path), model, str(path))
 
 
-def read_text(path: Path) -> str:
-    """A file's text, line ends and all. Raises `InputErrors` if it is missing, too large, unreadable or not UTF-8."""
+def read_text(path: Path, *, missing: str = "") -> str:
+    """A file's text, line ends and all. Raises `InputErrors` if it is missing, too large, unreadable or not UTF-8.
+
+    ``missing``: what to do when there is no such file.
+    """
 
     def refused(message: str, *, found: str = "", allowed: str = "", remedy: str = "", line: int = 0) -> InputErrors:
         return InputErrors((InputError(str(path), line, "", found, allowed, "", message, 0, remedy),))
@@ -50,21 +53,7 @@ def read_text(path: Path) -> str:
         near = ""
         if path.parent.is_dir():
             near = nearest(path.name, (p.name for p in path.parent.iterdir() if p.suffix == ".toml"))
-        raise InputErrors(
-            (
-                InputError(
-                    str(path),
-                    0,
-                    "",
-                    "",
-                    "",
-                    near,
-                    "there is no such file",
-                    0,
-                    "`xenoshell new FILE` writes a session file",
-                ),
-            )
-        ) from error
+        raise InputErrors((InputError(str(path), 0, "", "", "", near, "there is no such file", 0, missing),)) from error
     except PermissionError as error:
         raise refused("you may not read this file", remedy="see its owner and mode: ls -l") from error
     except (OSError, ValueError) as error:

@@ -66,7 +66,7 @@ def test_the_picture_follows_the_events() -> None:
     last = shown[-1]
     assert re.search(r"web-1 +ams +ready +8\.0 MiB in 1\.1 s +7\.2 s +192\.0\.2\.7:20080", last)
     assert "refused" in last and "the SSH connection ended" in last
-    assert "1 ready  1 failed" in last
+    assert "1 of 2 ready  1 failed" in last
 
 
 @pytest.mark.parametrize("columns", [60, 80, 110, 200])

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from tests.deploy.fakes import QUICK, FakeHost, World, session, world
-from xenoshell.deploy.operate import VmResult, blast_radius, exit_code, operate, ps, target, targets
+from xenoshell.deploy.operate import VmResult, blast_radius, exit_code, operate, target, targets
 from xenoshell.deploy.record import SessionStore
+from xenoshell.deploy.report import ps
 from xenoshell.errors import BadInput
 from xenoshell.fleet.inventory import Inventory
 from xenoshell.wire.causes import Failure

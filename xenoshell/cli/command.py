@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, TypeVar
 
 import typer
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
 from ..paths import Paths, paths
 from .exits import INTERRUPTED, Refused, Stop, mapped
@@ -124,7 +124,7 @@ def command(
         context = inspect.Parameter("ctx", inspect.Parameter.POSITIONAL_OR_KEYWORD, annotation=typer.Context)
         declare(entry, [context, *own_parameters(function)[1:]])
         settings = {"ignore_unknown_options": True} if extra else None
-        app.command(name, rich_help_panel=section or None, context_settings=settings)(entry)
+        app.command(name, cls=Described, rich_help_panel=section or None, context_settings=settings)(entry)
         return function
 
     return register
@@ -156,6 +156,36 @@ def invoke(given: Given, function: Callable[[Cli], None]) -> None:
             sys.stdout.flush()
     except Stop as stop:
         raise typer.Exit(stop.code) from None
+
+
+class Described(TyperCommand):
+    """A command whose help names its arguments as the README does, and what every command has last."""
+
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        return [self.options_metavar or "", *(_argument(p) for p in self._parameters("argument"))]
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        own = [p for p in self._parameters("option") if p.name not in _OPTIONS and p.name != "help"]
+        common = [p for p in self._parameters("option") if p not in own]
+        helped = self.get_help_option(ctx)
+        sections = {
+            "Arguments": [(_argument(p), p.help or "") for p in self._parameters("argument")],
+            "Options": [p.get_help_record(ctx) for p in own],
+            "Everywhere": [p.get_help_record(ctx) for p in [*common, *([helped] if helped else [])]],
+        }
+        for heading, rows in sections.items():
+            if shown := [row for row in rows if row is not None]:
+                with formatter.section(heading):
+                    formatter.write_dl(shown)
+
+    def _parameters(self, kind: str) -> list[Any]:
+        return [p for p in self.params if p.param_type_name == kind]
+
+
+def _argument(parameter: Any) -> str:
+    """An argument as the usage line shows it: in brackets when it may be left out."""
+    name = parameter.metavar or parameter.name.upper()
+    return name if parameter.required or name.startswith("[") else f"[{name}]"
 
 
 #: The headings of the overview of all commands, in their order.

@@ -20,7 +20,12 @@ if TYPE_CHECKING:
 SECTION = "Running VMs"
 
 Wait = Annotated[
-    float, typer.Option(metavar="SECONDS", help="How long to wait until it is so; 0: only give the order.")
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        show_default=False,
+        help="How long to wait until it is so; left out: 60; 0: only give the order.",
+    ),
 ]
 
 
@@ -122,18 +127,15 @@ def _show(cli: Cli, results: Sequence[VmResult]) -> None:
         cli.out.document([r.to_json() for r in results])
         return
     cli.out.table(
-        ("VM", "HOST", "NOW", ""),
-        [
-            (
-                f"{r.session}/{r.vm}",
-                r.host,
-                Cell(r.state or "failed", "good" if r.done else "bad"),
-                ""
-                if r.done and r.state != "forgotten"
-                else clean(f"{r.message} [{r.cause}]" if r.cause else r.message),
-            )
-            for r in results
-        ],
+        ("VM", "HOST", "NOW"),
+        [(f"{r.session}/{r.vm}", r.host, Cell(r.state or "failed", "good" if r.done else "bad")) for r in results],
     )
-    for remedy in dict.fromkeys(r.remedy for r in results if not r.done and r.remedy):
-        cli.out.warn(f"to do: {clean(remedy)}")
+    groups: dict[tuple[str, str], list[str]] = {}
+    for r in results:
+        if not r.done or r.state == "forgotten":
+            message = clean(f"{r.message} [{r.cause}]" if r.cause else r.message)
+            groups.setdefault((message, clean(r.remedy)), []).append(f"{r.session}/{r.vm}")
+    for (message, remedy), vms in groups.items():
+        cli.out.warn(f"{', '.join(vms)}: {message}")
+        if remedy:
+            cli.out.warn(f"  to do: {remedy}")

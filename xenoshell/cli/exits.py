@@ -130,4 +130,7 @@ def _print_trace(error: Exception) -> None:
 
 def _say(message: str, remedy: str = "") -> None:
     with contextlib.suppress(OSError):
-        print(f"xenoshell: {message}" + (f"\n  to do: {remedy}" if remedy else ""), file=sys.stderr)
+        from .output import wrapped
+
+        text = f"xenoshell: {message}" + (f"\n  to do: {remedy}" if remedy else "")
+        print(wrapped(text, sys.stderr, "    "), file=sys.stderr)

@@ -24,10 +24,12 @@ def new(
     cli: Cli,
     *,
     file: Annotated[str | None, typer.Argument(metavar="FILE", help="Where to write it; - for stdout.")] = None,
-    name: Annotated[str | None, typer.Option(help="The session's name; left out: the file's.")] = None,
-    image: Annotated[str, typer.Option(help="The image of its VMs.")] = "tiny",
+    name: Annotated[str | None, typer.Option(metavar="NAME", help="The session's name; left out: the file's.")] = None,
+    image: Annotated[str, typer.Option(metavar="IMAGE", help="The image of its VMs.")] = "tiny",
     host: Annotated[list[str] | None, typer.Option(metavar="NAME", help="One VM on this host; repeatable.")] = None,
-    count: Annotated[int | None, typer.Option(metavar="N", help="How many VMs, on hosts that fit.")] = None,
+    count: Annotated[
+        int | None, typer.Option(metavar="N", help="How many VMs, on hosts that fit, spread over regions.")
+    ] = None,
     schema: Annotated[bool, typer.Option("--schema", help="Print the JSON Schema of session files.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Write over a file that is there.")] = False,
 ) -> None:

@@ -31,7 +31,9 @@ def register(app: typer.Typer) -> None:
 def demo(
     cli: Cli,
     *,
-    hosts: Annotated[int, typer.Option(min=1, max=50, metavar="N", help="How many XenoServers.")] = 3,
+    hosts: Annotated[
+        int, typer.Option(min=1, max=50, metavar="N", help="How many XenoServers; left out: 3.", show_default=False)
+    ] = 3,
     keep: Annotated[bool, typer.Option("--keep", help="Leave everything running, and say what to try next.")] = False,
     accel: Accel = "auto",
 ) -> None:

@@ -33,6 +33,7 @@ def register(app: typer.Typer) -> None:
 
 def hosts_list(cli: Cli) -> None:
     """All hosts: place, what they offer, what they charge. Asks no host."""
+    from ..deploy.money import plain
     from ..units import human_size
 
     hosts = inventory(cli.paths).hosts
@@ -48,20 +49,20 @@ def hosts_list(cli: Cli) -> None:
         )
         return
     cli.out.table(
-        ("HOST", "SSH", "PLACE", "CPUS", "MEMORY", "DISK", "VCPU/H", "GIB/H", "DISK GIB/H", "CURRENCY", "LABELS"),
+        ("HOST", "SSH", "PLACE", "CPUS", "MEMORY", "DISK", "VCPU/H", "GIB/H", "DISK GIB/H", "LABELS"),
         without_empty=True,
+        spare=("LABELS", "DISK", "MEMORY", "CPUS", "DISK GIB/H"),
         rows=[
             (
                 h.name,
-                h.ssh + (" (lab)" if h.name in lab else ""),
+                h.ssh,
                 place_of(h),
                 Cell(str(h.resources.cpus or ""), right=True),
                 Cell(human_size(h.resources.memory) if h.resources.memory else "", right=True),
                 Cell(human_size(h.resources.disk) if h.resources.disk else "", right=True),
-                Cell(f"{h.price.vcpu_hour.normalize():f}", right=True),
-                Cell(f"{h.price.memory_gib_hour.normalize():f}", right=True),
-                Cell(f"{h.price.disk_gib_hour.normalize():f}", right=True),
-                "free" if h.price.free else h.price.currency,
+                Cell("free" if h.price.free else f"{plain(h.price.vcpu_hour)} {h.price.currency}", right=True),
+                Cell("" if h.price.free else plain(h.price.memory_gib_hour), right=True),
+                Cell("" if h.price.free else plain(h.price.disk_gib_hour), right=True),
                 " ".join(f"{k}={v}" for k, v in h.labels.items()),
             )
             for h in hosts
@@ -79,9 +80,11 @@ def hosts_add(
     *,
     name: Annotated[str, typer.Argument(metavar="NAME", help="What you call it.")],
     ssh: Annotated[str, typer.Argument(metavar="SSH-TARGET", help="[user@]host[:port], or an alias of ssh_config.")],
-    region: Annotated[str | None, typer.Option(help="A region of your own choosing, such as eu.")] = None,
-    country: Annotated[str | None, typer.Option(help="Country, such as NL.")] = None,
-    city: Annotated[str | None, typer.Option(help="City.")] = None,
+    region: Annotated[
+        str | None, typer.Option(metavar="REGION", help="A region of your own choosing, such as eu.")
+    ] = None,
+    country: Annotated[str | None, typer.Option(metavar="COUNTRY", help="Country, such as NL.")] = None,
+    city: Annotated[str | None, typer.Option(metavar="CITY", help="City, such as Amsterdam.")] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label for `where`; repeatable.")
     ] = None,

@@ -58,7 +58,9 @@ def images_build(
     cli: Cli,
     *,
     template: Annotated[str, typer.Argument(metavar="tiny|debian", help="Which template.")],
-    name: Annotated[str | None, typer.Option(help="The image's name; left out: the template's.")] = None,
+    name: Annotated[
+        str | None, typer.Option(metavar="NAME", help="The image's name; left out: the template's.")
+    ] = None,
     boot: Annotated[
         str, typer.Option(metavar="kernel|disk", help="How it starts: its kernel, or a boot loader.")
     ] = "kernel",
@@ -101,7 +103,8 @@ def images_inspect(
     rows = [("name", ", ".join(found.names) or "-"), ("id", found.id), ("arch", manifest.arch)]
     for what, blob in (("disk", manifest.disk), ("kernel", manifest.kernel), ("initrd", manifest.initrd)):
         if blob is not None:
-            rows.append((what, f"{human_size(blob.size)}, {human_size(_used(cli, blob))} stored, {blob.digest}"))
+            rows.append((what, f"{human_size(blob.size)}, {human_size(_used(cli, blob))} stored"))
+            rows.append(("", blob.digest))
     rows += [("boot", manifest.boot), ("command line", manifest.cmdline or "-"), ("customised by", manifest.customise)]
     rows += [(f"label {key}", value) for key, value in manifest.labels]
     cli.out.table(("WHAT", "VALUE"), rows)

@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from typing import Final
 
 from ..console.clean import clean
 from ..wire.values import CheckLine
 from .exits import NOTHING_DONE, Stop
-from .output import Output
+from .output import Output, wrapped
 
+#: Where what was found begins.
+_INDENT: Final = 30
 _ROLES: Final = {"fine": "good", "limited": "warn", "failed": "bad"}
 
 
 def show_line(out: Output, line: CheckLine) -> None:
     """Print one line of a check as soon as it is there."""
     level = line.level if line.level in _ROLES else "limited"
-    out.data(f"{out.paint(f'{level:<7}', _ROLES[level])}  {clean(line.name):<20} {clean(line.found)}")
+    found = wrapped(f"{'':<{_INDENT}}{clean(line.found)}", sys.stdout, " " * _INDENT)[_INDENT:]
+    out.data(f"{out.paint(f'{level:<7}', _ROLES[level])}  {clean(line.name):<20} {found}")
     if line.remedy and level != "fine":
-        out.data(f"{'':<30}{out.paint('to do: ' + clean(line.remedy), 'dim')}")
+        remedy = wrapped(f"{'':<{_INDENT}}to do: {clean(line.remedy)}", sys.stdout, " " * (_INDENT + 2))
+        for each in remedy.split("\n"):
+            out.data(out.paint(each, "dim"))
     out.flush()
 
 

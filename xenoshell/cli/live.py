@@ -23,22 +23,24 @@ _BAR = 16
 #: From so many columns on there is room for a bar.
 _WIDE = 110
 _GAP = "  "
-_HEAD = ("VM", "HOST", "STAGE", "IMAGE", "BOOT", "ADDRESS", "")
+_HEAD = ("VM", "HOST", "STAGE", "IMAGE", "TIME", "ADDRESS", "")
 _RANK = {"bad": 0, "warn": 0, "good": 2}
 
 
 @contextlib.contextmanager
 def live_view(progress: Progress, styles: Mapping[str, Style], now: Callable[[], float]) -> Iterator[None]:
-    """Show ``progress`` on the terminal until the block ends; the last state stays.
+    """Show ``progress`` on the terminal until the block ends, then make room for the table that follows.
 
     ``styles``: role -> style (good, bad, warn, dim). ``now``: seconds since the start."""
     console = Console(file=sys.stdout, highlight=False, emoji=False, markup=False, soft_wrap=False)
 
+    widest = [0] * len(_HEAD)
+
     def draw() -> RenderableType:
-        return _View(progress, styles, now()).render(max(3, console.height - 4), console.width)
+        return _View(progress, styles, now(), widest).render(max(3, console.height - 4), console.width)
 
     with (
-        Live(console=console, get_renderable=draw, auto_refresh=False, redirect_stdout=False) as view,
+        Live(console=console, get_renderable=draw, auto_refresh=False, redirect_stdout=False, transient=True) as view,
         _refreshed(view, progress, now),
     ):
         yield
@@ -67,20 +69,31 @@ def _refreshed(view: Live, progress: Progress, now: Callable[[], float]) -> Iter
 
 
 class _View:
-    def __init__(self, progress: Progress, styles: Mapping[str, Style], now: float) -> None:
+    """One picture. ``widest`` is kept from picture to picture: columns grow as needed and never jump back."""
+
+    def __init__(
+        self, progress: Progress, styles: Mapping[str, Style], now: float, widest: list[int] | None = None
+    ) -> None:
         self.progress = progress
         self.styles = styles
+        self.widest = [0] * len(_HEAD) if widest is None else widest
         self.now = max(now, progress.t) if progress.done_s is None else progress.t
+        self.columns = 80
 
     def render(self, room: int, columns: int) -> RenderableType:
         """The picture: ``room`` rows at most, ``columns`` wide. What does not fit of the last column is cut off."""
+        self.columns = columns
         ranked = self._rows(wide=columns >= _WIDE)
         left_out = max(0, len(ranked) - room)
         if left_out:
             # What went wrong first, then what is under way, then what is done: a small window shows what matters.
             ranked.sort(key=lambda pair: pair[0])
         rows = [tuple(Text(name, "bold") for name in _HEAD), *(row for _, row in ranked[: len(ranked) - left_out])]
-        widths = [max(row[i].cell_len for row in rows) for i in range(len(_HEAD))]
+        self.widest[:] = [max(old, *(row[i].cell_len for row in rows)) for i, old in enumerate(self.widest)]
+        widths = list(self.widest)
+        fixed = sum(w + len(_GAP) for w in widths[:-1])
+        if fixed > columns:  # room that only an earlier picture needed
+            widths = [max(row[i].cell_len for row in rows) for i in range(len(_HEAD))]
         widths[-1] = max(0, min(widths[-1], columns - sum(w + len(_GAP) for w in widths[:-1])))
         more = [Text(f"and {left_out} more", self.styles.get("dim", ""))] if left_out else []
         return Group(self._head(), *(self._line(row, widths) for row in rows), *more)
@@ -112,10 +125,18 @@ class _View:
         vms, hosts = tuple(self.progress.vms.values()), tuple(self.progress.hosts.values())
         ready = sum(vm.stage == "ready" for vm in vms)
         bad = sum(vm.role == "bad" for vm in vms) + sum(host.role == "bad" for host in hosts)
-        text = Text(f"{self.progress.session or 'session'}  {human_duration(self.now)}  ")
-        text.append(f"{ready} ready", self.styles.get("good", ""))
+        text = Text(f"{self.progress.session or 'session'}  {human_duration(self.now)}  ", no_wrap=True)
+        of = f" of {self.progress.wanted}" if self.progress.wanted else ""
+        text.append(f"{ready}{of} ready", self.styles.get("good", "") if ready else "")
         if bad:
             text.append(f"  {bad} failed", self.styles.get("bad", ""))
+        moving = [host for host in hosts if host.done < host.needed]
+        if moving:
+            done, needed = sum(host.done for host in hosts), sum(host.needed for host in hosts)
+            text.append(f"  {human_size(done)} of {human_size(needed)} sent")
+            if rate := sum(host.rate for host in moving):
+                text.append(f", {human_size(int(rate))}/s")
+        text.truncate(self.columns, overflow="ellipsis")
         return text
 
     def _host(self, host: HostState, *, wide: bool) -> tuple[Text, ...]:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json as json_module
 import os
+import shutil
 import sys
+import textwrap
 import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from decimal import Decimal
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 from ..console.clean import clean
 from .styles import OWN, sgr
@@ -27,6 +29,27 @@ class Cell:
 def colours(stream: TextIO) -> bool:
     """Whether ``stream`` takes colours: a terminal that is not dumb, and NO_COLOR is not set (https://no-color.org)."""
     return stream.isatty() and not os.environ.get("NO_COLOR") and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def columns(stream: TextIO) -> int | None:
+    """How wide the terminal behind ``stream`` is (COLUMNS overrides it); None when there is none: nothing is fitted."""
+    return shutil.get_terminal_size().columns if stream.isatty() else None
+
+
+def wrapped(text: str, stream: TextIO, indent: str = "") -> str:
+    """``text`` broken between words where it meets a terminal; lines after the first begin with ``indent``."""
+    limit = columns(stream)
+    if limit is None:
+        return text
+    fill = textwrap.TextWrapper(
+        max(limit, 20),
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+        drop_whitespace=True,
+        replace_whitespace=False,
+    )
+    return "\n".join(fill.fill(line) if width(line) > limit else line for line in text.split("\n"))
 
 
 @dataclass(frozen=True)
@@ -78,7 +101,7 @@ class Output:
     def warn(self, text: str) -> None:
         """Narration that nothing silences."""
         sys.stdout.flush()
-        sys.stderr.write(text + "\n")
+        sys.stderr.write(wrapped(text, sys.stderr, "  ") + "\n")
         sys.stderr.flush()
 
     def paint(self, text: str, role: str) -> str:
@@ -86,24 +109,50 @@ class Output:
         code = sgr(self.palette[role]) if role and self.coloured else ""
         return f"\x1b[{code}m{text}\x1b[0m" if code else text
 
-    def table(self, head: Sequence[str], rows: Sequence[Sequence[Cell | str]], *, without_empty: bool = False) -> None:
+    def table(
+        self,
+        head: Sequence[str],
+        rows: Sequence[Sequence[Cell | str]],
+        *,
+        without_empty: bool = False,
+        spare: Sequence[str] = (),
+    ) -> None:
         """Aligned columns without lines, two blanks apart; over right-aligned cells the head is at the right.
 
-        ``without_empty`` leaves out columns in which no row has anything."""
+        ``without_empty`` leaves out columns in which no row has anything. A terminal that is too narrow loses columns
+        of ``spare``, the first of them first, and is told; then the widest cells are cut, each with an ellipsis. Pipes,
+        files and --plain get everything.
+        """
         cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
         cells = [[Cell(clean(c.text), c.role, c.right) for c in row] for row in cells]
         if without_empty:
             kept = [i for i in range(len(head)) if any(row[i].text for row in cells)]
             head, cells = [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
-        widths = [max([width(h), *(width(row[i].text) for row in cells)]) for i, h in enumerate(head)]
+        limit = None if self.plain else columns(sys.stdout)
+        gone: list[str] = []
+        if limit is not None:
+            for name in spare:
+                if _total(head, cells) <= limit:
+                    break
+                if name in head:
+                    gone.append(name)
+                    at = list(head).index(name)
+                    head = [*head[:at], *head[at + 1 :]]
+                    cells = [[*row[:at], *row[at + 1 :]] for row in cells]
+        widths = _widths(head, cells)
+        if limit is not None:
+            widths = _squeezed(widths, limit)
         rights = [any(row[i].right for row in cells) for i in range(len(head))]
         self.data(self._row([Cell(h, "head", r) for h, r in zip(head, rights, strict=True)], widths))
         for row in cells:
             self.data(self._row(row, widths))
+        if gone:
+            self.note(f"(no room here for {', '.join(gone)}: a wider window or --plain shows them)")
 
     def _row(self, row: Sequence[Cell], widths: Sequence[int]) -> str:
         parts = []
-        for index, (cell, wide) in enumerate(zip(row, widths, strict=True)):
+        for index, (whole, wide) in enumerate(zip(row, widths, strict=True)):
+            cell = Cell(shortened(whole.text, wide), whole.role, whole.right)
             gap = " " * (wide - width(cell.text))
             text = self.paint(cell.text, cell.role) if cell.text else ""
             last = index == len(widths) - 1
@@ -126,6 +175,36 @@ def jsonable(value: Any) -> Any:
     if isinstance(value, (list, tuple, set, frozenset)):
         return [jsonable(v) for v in value]
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
+
+
+_GAP: Final = 2
+#: No column is cut below so many characters.
+_NARROWEST: Final = 6
+
+
+def _widths(head: Sequence[str], cells: Sequence[Sequence[Cell]]) -> list[int]:
+    return [max([width(h), *(width(row[i].text) for row in cells)]) for i, h in enumerate(head)]
+
+
+def _total(head: Sequence[str], cells: Sequence[Sequence[Cell]]) -> int:
+    return sum(_widths(head, cells)) + _GAP * (len(head) - 1)
+
+
+def _squeezed(widths: list[int], limit: int) -> list[int]:
+    """``widths`` with the widest made narrower until a row fits into ``limit``, as far as that goes."""
+    out = list(widths)
+    while sum(out) + _GAP * (len(out) - 1) > limit and max(out) > _NARROWEST:
+        out[out.index(max(out))] -= 1
+    return out
+
+
+def shortened(text: str, wide: int) -> str:
+    """``text`` in at most ``wide`` columns, an ellipsis at its end where something is missing."""
+    if width(text) <= wide:
+        return text
+    while text and width(text) > wide - 1:
+        text = text[:-1]
+    return text.rstrip() + "…"
 
 
 def width(text: str) -> int:

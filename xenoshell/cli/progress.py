@@ -67,6 +67,7 @@ class Progress:
 
     def __init__(self) -> None:
         self.session = ""
+        self.wanted = 0
         self.t = 0.0
         self.hosts: dict[str, HostState] = {}
         self.vms: dict[str, VmState] = {}
@@ -80,6 +81,7 @@ class Progress:
         self.version += 1
         if event.event == "session.started":
             self.session, self.done_s, self.t = clean(event.text("session")), None, event.t
+            self.wanted = int(event.number("vms"))
             self.hosts.clear()
             self.vms.clear()
         elif event.event == "session.done":

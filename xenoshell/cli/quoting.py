@@ -38,7 +38,11 @@ def show_quote(out: Output, quote: Quote) -> None:
                     "" if index else sent if host.transfer_bytes else "held there",
                 )
             )
-    out.table(("VM", "HOST", "PLACE", "VCPUS", "MEMORY", "DISK", "PER HOUR", "IMAGE TRANSFER"), rows)
+    out.table(
+        ("VM", "HOST", "PLACE", "VCPUS", "MEMORY", "DISK", "PER HOUR", "IMAGE TRANSFER"),
+        rows,
+        spare=("PLACE", "VCPUS", "DISK", "MEMORY"),
+    )
     out.data()
     once = f"; image transfer, once: {quote.transfer}" if quote.transfer.each else ""
     out.data(f"total per hour: {quote.per_hour}{once}")
@@ -91,6 +95,7 @@ def show_rows(out: Output, rows: Sequence[Row]) -> None:
     out.table(
         ("VM", "HOST", "PLACE", "PRICE", "TRANSFER", "BOOT", "READY", "STATE", "ADDRESS"),
         without_empty=True,
+        spare=("PLACE", "BOOT", "TRANSFER", "PRICE", "READY"),
         rows=[
             (
                 row.vm,
@@ -100,7 +105,7 @@ def show_rows(out: Output, rows: Sequence[Row]) -> None:
                 Cell(
                     f"{human_size(row.transfer_bytes)} in {human_duration(row.transfer_s)}"
                     if row.transfer_s is not None and row.transfer_bytes
-                    else "held there",
+                    else "held there" * row.image_there,
                     right=True,
                 ),
                 Cell("" if row.boot_s is None else human_duration(row.boot_s), right=True),

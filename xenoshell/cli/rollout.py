@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from ..errors import BadInput
+from ..units import human_duration
 from ..wire.causes import Failure
 from .command import Cli, command
-from .common import Accel, SessionFile, SessionName, accel_of, inventory, reaching
+from .common import Accel, SessionFile, SessionName, accel_of, count, inventory, reaching
 from .exits import Stop
 from .output import Output
 
@@ -94,7 +95,10 @@ def deploy(
 
 
 def resume(cli: Cli, session: SessionName, *, accel: Accel = "auto") -> None:
-    """Go on with a deployment that was interrupted: from the record's own copy of its session file."""
+    """Go on with an interrupted deployment.
+
+    The session file is the copy that the record keeps; what is done already is not done again.
+    """
     from ..deploy.service import Options, recorded_session
 
     _deploy(cli, _prepared(cli, recorded_session(session, cli.paths)), Options(accel_of(accel)))
@@ -148,12 +152,13 @@ class View:
 def followed(out: Output, *, recorded: bool = False) -> Iterator[View]:
     """Events as JSON lines, plain lines or a live view on the terminal, by ``out``. ``recorded``: they are not of now,
     so that the time shown is theirs."""
-    from ..deploy.plain import line
+    from ..deploy.plain import Lines
     from ..deploy.summary import Summary
 
     summary = Summary()
 
     told: dict[tuple[str, str], float] = {}
+    line = Lines()
 
     def plain(event: Event) -> None:
         # A slow transfer to many hosts would drown everything else: a word now and then will do.
@@ -169,7 +174,8 @@ def followed(out: Output, *, recorded: bool = False) -> Iterator[View]:
         from .quoting import show_rows
 
         if not out.json and summary.rows:
-            out.data()
+            if not out.live and not out.quiet:
+                out.data()
             show_rows(out, summary.rows)
 
     if not out.live:
@@ -197,12 +203,20 @@ def run_deployment(cli: Cli, prepared: Prepared, options: Options) -> Outcome:
             cli.paths, lambda reach: deploy_session(prepared, reach, cli.paths, view.readers, options=options)
         )
 
-    with followed(cli.out) as view:
-        outcome = cli.run(work(view))
-        for reader in view.readers:
-            if isinstance(reader, Summary):
-                reader.price(outcome.quote)
+    try:
+        with followed(cli.out) as view:
+            outcome = cli.run(work(view))
+            for reader in view.readers:
+                if isinstance(reader, Summary):
+                    reader.price(outcome.quote)
+    except (KeyboardInterrupt, Stop):
+        view.finish()  # how far it came
+        raise
     view.finish()
+    cli.out.note(
+        f"{prepared.session.name}: {outcome.ready} of {count(len(outcome.vms), 'VM')} ready"
+        f" in {human_duration(outcome.seconds)}"
+    )
     for error in outcome.reader_errors:
         if not isinstance(error, BrokenPipeError):
             cli.out.warn(f"the display broke on the way: {type(error).__name__}: {error}")

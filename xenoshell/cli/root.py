@@ -17,17 +17,22 @@ _EPILOG = (
 )
 
 _OVERVIEW = """\
-xenoshell puts your own operating system and service on many SSH hosts, and tells the price first.
+xenoshell puts your own operating system and service on many SSH hosts,
+and tells the price first.
 
 Try it on this machine (real sshd, real QEMU, nothing left behind):
-  xenoshell demo                      three XenoServers here, a web server on each
-  xenoshell doctor                    what this machine has and lacks
+  xenoshell demo                 three XenoServers here, a web server on each
+  xenoshell doctor               what this machine has and lacks
 
 With hosts of your own:
-  xenoshell hosts add NAME USER@HOST  enter a host; then `hosts trust NAME`, `hosts check NAME`
-  xenoshell images build tiny         a small template (or `debian`)
-  xenoshell new site.toml             a session file to edit; then `check`, `quote`, `plan`
-  xenoshell deploy site.toml          do it; `ps`, `logs`, `console`, `ssh` show it; `destroy` ends it
+  xenoshell hosts add NAME USER@HOST
+                                 enter a host; then `hosts trust`, `hosts check`
+  xenoshell images build tiny    a small template (or `debian`)
+  xenoshell new site.toml        a session file to edit
+  xenoshell quote site.toml      what it costs; `check` and `plan` before you act
+  xenoshell deploy site.toml     do it
+  xenoshell ps                   what runs; then `logs`, `console`, `ssh`
+  xenoshell destroy site         the end of it
 
 All commands: xenoshell --help"""
 

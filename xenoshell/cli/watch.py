@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -18,7 +19,8 @@ from .exits import NOTHING_DONE, Stop
 from .output import Cell, colours
 
 if TYPE_CHECKING:
-    from ..deploy.operate import Target, VmReport
+    from ..deploy.operate import Target
+    from ..deploy.report import VmReport
     from ..fleet.inventory import Host
     from ..wire.values import VmStatus
 
@@ -41,13 +43,13 @@ def ps(
     session: Annotated[str | None, typer.Argument(metavar="[SESSION]", help="One session; left out: all.")] = None,
 ) -> None:
     """What runs where, as the hosts say it now."""
-    from ..deploy import operate
+    from ..deploy import report
     from ..deploy.record import SessionStore
 
     sessions = SessionStore(cli.paths.sessions)
     names = sessions.names() if session is None else (session,)
     hosts = inventory(cli.paths)
-    reports = cli.run(reaching(cli.paths, lambda reach: operate.ps(sessions, names, hosts, reach)))
+    reports = cli.run(reaching(cli.paths, lambda reach: report.ps(sessions, names, hosts, reach)))
     places = {host.name: host for host in hosts.hosts}
     if cli.out.json:
         cli.out.document([_document(r, places.get(r.host)) for r in reports])
@@ -56,24 +58,41 @@ def ps(
     else:
         cli.out.table(
             (
-                *("SESSION", "VM", "HOST", "PLACE", "STATE", "ACCEL", "ADDRESS"),
-                *("UP", "CPU", "MEMORY", "NET IN/OUT", "SILENT", "LEASE"),
+                *("VM", "HOST", "PLACE", "STATE", "ACCEL", "ADDRESS"),
+                *("UP", "CPU", "MEMORY", "NET IN/OUT", "SILENT", "LEASE", "COST"),
             ),
             [_row(r, places.get(r.host)) for r in reports],
+            spare=("NET IN/OUT", "PLACE", "CPU", "MEMORY", "ACCEL", "SILENT", "LEASE", "UP"),
         )
-    for message in dict.fromkeys(f"{r.host}: {clean(r.message)}" for r in reports if r.state == "unknown"):
-        cli.out.warn(message)
+        spent, hourly = report.totals(reports)
+        if hourly.each:
+            cli.out.note(f"{spent} so far, {hourly} an hour, running or stopped, until they are destroyed")
+    _explain(cli, reports)
     if reports and all(r.state == "unknown" for r in reports):
         raise Stop(NOTHING_DONE)
+
+
+def _explain(cli: Cli, reports: Sequence[VmReport]) -> None:
+    """Below the table: why VMs are unknown, gone, or ended by themselves, those with the same reason together."""
+    groups: dict[tuple[str, str], list[str]] = {}
+    for r in reports:
+        if r.message and r.cause not in ("", "stopped"):
+            whom = r.host if r.state == "unknown" else f"{r.session}/{r.vm}"
+            groups.setdefault((clean(r.message), clean(r.remedy)), []).append(whom)
+    for (message, remedy), named in groups.items():
+        names = ", ".join(dict.fromkeys(named))
+        cli.out.warn(message if message.startswith(f"{names}:") else f"{names}: {message}")
+        if remedy:
+            cli.out.warn(f"  to do: {remedy}")
 
 
 def _row(report: VmReport, host: Host | None) -> tuple[Cell | str, ...]:
     from .hosts import place_of
 
-    head = (report.session, report.vm, report.host, place_of(host) if host else "", _state(report))
-    status = report.status
+    head = (f"{report.session}/{report.vm}", report.host, place_of(host) if host else "", _state(report))
+    status, cost = report.status, Cell(_cost(report), right=True)
     if status is None:
-        return (*head, "", "", "", "", "", "", "", "")
+        return (*head, *[""] * 8, cost)
     usage, runs = status.usage, status.state in ("booting", "running", "ready", "stopping")
     return (
         *head,
@@ -85,12 +104,25 @@ def _row(report: VmReport, host: Host | None) -> tuple[Cell | str, ...]:
         Cell(f"{human_size(usage.net_in)}/{human_size(usage.net_out)}", right=True),
         Cell(human_duration(status.silent_s) if runs else "", right=True),
         Cell(human_duration(status.lease_left_s) if status.lease_left_s >= 0 else "none", right=True),
+        cost,
     )
+
+
+def _cost(report: VmReport) -> str:
+    """What the VM has cost so far; an estimate is marked, since its host may have ended it."""
+    from ..deploy.money import show
+
+    if report.cost is None:
+        return ""
+    if not report.cost.per_hour:
+        return "free"
+    return ("~" if report.state == "unknown" else "") + show(report.cost.so_far, report.cost.currency)
 
 
 def _state(report: VmReport) -> Cell:
     if report.state == "unknown":
-        return Cell("unknown" + (f" (was {report.last_known})" if report.last_known else ""), "warn")
+        since = f" for {human_duration(time.time() - report.last_heard)}" if report.last_heard else ""
+        return Cell(f"unknown{since}" + (f" (was {report.last_known})" if report.last_known else ""), "warn")
     text = f"{report.state} ({report.cause})" if report.cause else report.state
     if report.state in ("exited", "failed", "gone"):
         return Cell(text, "dim" if report.cause == "stopped" else "bad")
@@ -198,7 +230,7 @@ def console(
 def ssh(
     cli: Cli,
     which: OneVm,
-    rest: Annotated[list[str] | None, typer.Argument(metavar="[-- SSH-ARGUMENTS]", help="Passed on to ssh.")] = None,
+    rest: Annotated[list[str] | None, typer.Argument(metavar="[-- SSH-ARGUMENT...]", help="Passed on to ssh.")] = None,
     *,
     user: Annotated[str, typer.Option("--user", "-l", metavar="NAME", help="Who to be in the guest.")] = "root",
     through_host: Annotated[bool, typer.Option("--through-host", help="Go through the host in any case.")] = False,

@@ -1,4 +1,4 @@
-"""What is done with deployed sessions: look at them, stop, start, restart, destroy, renew, over many hosts at once.
+"""What is done with deployed sessions: stop, start, restart, destroy, renew, over many hosts at once.
 
 Each host is asked on its own, in parallel, within a deadline. A host that does not answer leaves its VMs *unknown*:
 nothing is deleted, and nothing is started elsewhere, because of it.
@@ -15,14 +15,12 @@ from typing import Any, TypeVar
 from ..errors import BadInput
 from ..fleet.inventory import Host, Inventory
 from ..wire.causes import Failure
-from ..wire.codec import encode
 from ..wire.values import VmStatus
 from .outcome import DONE, NOTHING, SOME_FAILED
 from .ports import TRANSPORT, Connector, L, Policy, within
-from .record import Record, SessionStore, nearest
+from .record import SessionStore, nearest
 from .specs import Entry
 from .summary import natural
-from .track import address
 
 T = TypeVar("T")
 
@@ -49,27 +47,6 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.session}/{self.vm}"
-
-
-@dataclass(frozen=True)
-class VmReport:
-    """One VM as `ps` shows it. ``state``: a VM state; "unknown" if its host does not answer (``last_known`` is the
-    state it had before); "gone" if its host answers and does not have it."""
-
-    session: str
-    vm: str
-    host: str
-    state: str
-    last_known: str = ""
-    cause: str = ""
-    message: str = ""
-    remedy: str = ""
-    address: str = ""
-    status: VmStatus | None = None
-
-    def to_json(self) -> dict[str, Any]:
-        out = {name: getattr(self, name) for name in VmReport.__dataclass_fields__ if name != "status"}
-        return out | {"status": None if self.status is None else encode(self.status)}
 
 
 @dataclass(frozen=True)
@@ -176,96 +153,9 @@ async def connected(connector: Connector[L], host: Host, policy: Policy) -> Asyn
             pass  # it is gone either way; what mattered was answered before
 
 
-def _named(inventory: Inventory, names: Sequence[str]) -> dict[str, Host | None]:
+def named(inventory: Inventory, names: Sequence[str]) -> dict[str, Host | None]:
     by_name = {h.name: h for h in inventory.hosts}
     return {name: by_name.get(name) for name in dict.fromkeys(names)}
-
-
-# ---------------------------------------------------------------- ps
-
-
-async def ps(
-    sessions: SessionStore,
-    names: Sequence[str],
-    inventory: Inventory,
-    connector: Connector[L],
-    policy: Policy | None = None,
-) -> tuple[VmReport, ...]:
-    """Every VM of the named sessions, as their hosts see them now; each host is asked once.
-
-    VMs that a host has of a session but the record lacks are shown too. Raises `BadInput` for a session that is none.
-    """
-    policy = policy or Policy()
-    records = [sessions.load(name) for name in names]
-    used = _named(inventory, [e.host for r in records for e in r.vms.values()])
-
-    async def ask(link: L, name: str) -> tuple[str, tuple[VmStatus, ...]]:
-        host = used[name]
-        at = (host.address if host else None) or link.address
-        return at, (await link.vm_list() if link.facts.vms else ())
-
-    answers = await on_hosts(used, ask, connector, policy, limit_s=policy.request_s)
-    reports: list[VmReport] = []
-    for record in records:
-        seen = sessions.seen(record.session)
-        mine = _reports(record, answers, seen)
-        sessions.note_seen(record.session, {r.vm: r.state for r in mine if r.status is not None})
-        reports += mine
-    return tuple(reports)
-
-
-def _reports(
-    record: Record, answers: Mapping[str, tuple[str, tuple[VmStatus, ...]] | Failure], seen: Mapping[str, str]
-) -> list[VmReport]:
-    out = []
-    for vm, entry in sorted(record.vms.items(), key=lambda item: natural(item[0])):
-        answer = answers[entry.host]
-        if isinstance(answer, Failure):
-            out.append(
-                VmReport(
-                    record.session,
-                    vm,
-                    entry.host,
-                    "unknown",
-                    seen.get(vm, ""),
-                    answer.cause,
-                    answer.message,
-                    answer.remedy,
-                )
-            )
-            continue
-        at, statuses = answer
-        status = next((s for s in statuses if s.id == entry.spec.id), None)
-        if status is None:
-            gone = Failure("not-found", f"{entry.host} has no VM {vm}")
-            out.append(
-                VmReport(
-                    record.session, vm, entry.host, "gone", seen.get(vm, ""), gone.cause, gone.message, gone.remedy
-                )
-            )
-        else:
-            out.append(_report(record, entry.host, status, at, entry))
-    known = {e.spec.id for e in record.vms.values()}
-    for host, answer in answers.items():
-        if not isinstance(answer, Failure):
-            extra = [s for s in answer[1] if s.session_id == record.session_id and s.id not in known]
-            out += [_report(record, host, s, answer[0], None) for s in extra]
-    return out
-
-
-def _report(record: Record, host: str, status: VmStatus, at: str, entry: Entry | None) -> VmReport:
-    return VmReport(
-        record.session,
-        status.name,
-        host,
-        status.state,
-        status.state,
-        status.cause,
-        status.message,
-        status.remedy,
-        address(at, status.forwards, entry.spec) if entry and status.state in ("running", "ready") else "",
-        status,
-    )
 
 
 # ---------------------------------------------------------------- orders
@@ -300,7 +190,7 @@ async def operate(
         return list(await asyncio.gather(*(_order_one(verb, link, t, lease_s, wait_s) for t in by_host[name])))
 
     with _locked(sessions, {t.session for t in chosen}):
-        hosts = _named(inventory, list(by_host))
+        hosts = named(inventory, list(by_host))
         answers = await on_hosts(hosts, work, connector, policy, limit_s=policy.request_s + wait_s)
         results: dict[tuple[str, str], VmResult] = {}
         for name, mine in by_host.items():

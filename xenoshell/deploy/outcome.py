@@ -28,7 +28,8 @@ def exit_code(failure: Failure) -> int:
 
 @dataclass(frozen=True)
 class VmOutcome:
-    """What became of one VM. ``state``: a VM state, "planned", or "unknown" if its host does not answer."""
+    """What became of one VM. ``state``: a VM state, "planned", or "unknown" if its host does not answer.
+    ``created``: Unix seconds, by its host's clock."""
 
     vm: str
     host: str
@@ -40,6 +41,7 @@ class VmOutcome:
     address: str = ""
     boot_s: float = 0.0
     accel: str = ""
+    created: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -111,6 +113,7 @@ def vm_outcome(track: Track) -> VmOutcome:
         address=track.address,
         boot_s=status.boot_s if status else 0.0,
         accel=status.accel if status else "",
+        created=status.created if status else 0.0,
     )
 
 

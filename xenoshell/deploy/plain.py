@@ -20,17 +20,31 @@ def size(count: float) -> str:
     return f"{count:.0f} B" if unit == 0 else f"{count:.1f} {units[unit]}"
 
 
-def line(event: Event) -> str:
-    """``event`` as one line: seconds, host, VM, then what happened and what to do about it."""
+class Lines:
+    """Turns the events of one stream into lines. It remembers what each blob is: only its first event says so."""
+
+    def __init__(self) -> None:
+        self._blobs: dict[str, str] = {}
+
+    def __call__(self, event: Event) -> str:
+        """``event`` as one line: seconds, host, VM, then what happened and what to do about it."""
+        if event.event == "transfer.planned":
+            self._blobs[event.text("blob")] = event.text("what")
+        return line(event, self._blobs.get(event.text("blob"), ""))
+
+
+def line(event: Event, blob: str = "") -> str:
+    """``event`` as one line, on its own. ``blob``: what a transfer is about, such as "kernel"."""
     who = "  ".join(x for x in (event.host, event.vm) if x) or "session"
-    return f"{event.t:8.2f}  {who}  {_what(event)}".translate(_UNSAFE)
+    return f"{event.t:8.2f}  {who}  {_what(event, blob or 'image')}".translate(_UNSAFE)
 
 
-def _what(event: Event) -> str:
+def _what(event: Event, blob: str) -> str:
     text, number = event.text, event.number
     match event.event:
         case "session.started":
-            return f"{text('session')}: {text('vms')} VMs on {text('hosts')} hosts (id {text('session_id')[:8]})"
+            where = f"{_count(event, 'vms', 'VM')} on {_count(event, 'hosts', 'host')}"
+            return f"{text('session')}: {where} (id {text('session_id')[:8]})"
         case "session.done":
             return f"done: {text('ready')} ready, {text('failed')} failed, {number('seconds'):.1f} s"
         case "host.connecting":
@@ -56,9 +70,9 @@ def _what(event: Event) -> str:
         case "transfer.progress":
             needed = number("bytes_needed")
             share = 100 * number("bytes_done") / needed if needed else 100
-            return f"{size(number('bytes_done'))} of {size(needed)} ({share:.0f} %) from {text('from')}"
+            return f"{blob}: {size(number('bytes_done'))} of {size(needed)} ({share:.0f} %) from {text('from')}"
         case "transfer.done":
-            return f"image complete: {size(number('bytes_sent'))} sent in {number('seconds'):.1f} s"
+            return f"{blob} complete: {size(number('bytes_sent'))} sent in {number('seconds'):.1f} s"
         case "vm.created":
             return f"created ({text('id')})"
         case "vm.booting":
@@ -74,9 +88,15 @@ def _what(event: Event) -> str:
             return f"failed: {_why(event)}"
 
 
+def _count(event: Event, field: str, what: str) -> str:
+    number = int(event.number(field))
+    return f"{number} {what}" if number == 1 else f"{number} {what}s"
+
+
 def _under(event: Event) -> str:
     return f" under {event.text('accel').upper()}" if event.text("accel") else ""
 
 
 def _why(event: Event) -> str:
-    return f"{event.text('message')} [{event.text('cause')}]. To do: {event.text('remedy')}."
+    remedy = f". To do: {event.text('remedy')}" if event.text("remedy") else ""
+    return f"{event.text('message')} [{event.text('cause')}]{remedy}."

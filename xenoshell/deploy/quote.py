@@ -7,7 +7,7 @@ destruction, whether the guest uses them or not, and whether it runs or is stopp
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from decimal import ROUND_DOWN, Decimal
 from typing import Any
 
@@ -207,6 +207,23 @@ def budget_seconds(quote: Quote, kept: Mapping[str, float]) -> float:
     return seconds
 
 
+def vm_cost(host: Host, vm: str, vcpus: int, memory: int, disk: int) -> VmCost:
+    """What a VM that reserves so much (bytes) costs on ``host``."""
+    price = host.price
+    return VmCost(
+        vm=vm,
+        group="",
+        host=host.name,
+        currency=price.currency,
+        vcpus=vcpus,
+        memory=memory,
+        disk=disk,
+        vcpus_hour=price.vcpu_hour * vcpus,
+        memory_hour=price.memory_gib_hour * gib(memory),
+        disk_hour=price.disk_gib_hour * gib(disk),
+    )
+
+
 def _host_quote(host: Host, known: Known, vms: Sequence[tuple[str, Need, bool]]) -> HostQuote:
     price = host.price
     held = frozenset(known.facts.blobs) if known.facts else frozenset()
@@ -219,19 +236,7 @@ def _host_quote(host: Host, known: Known, vms: Sequence[tuple[str, Need, bool]])
         place=place_name(host),
         currency=price.currency,
         vms=tuple(
-            VmCost(
-                vm=vm,
-                group=need.group.name,
-                host=host.name,
-                currency=price.currency,
-                vcpus=need.vcpus,
-                memory=need.memory,
-                disk=need.disk,
-                vcpus_hour=price.vcpu_hour * need.vcpus,
-                memory_hour=price.memory_gib_hour * gib(need.memory),
-                disk_hour=price.disk_gib_hour * gib(need.disk),
-                kept=kept,
-            )
+            replace(vm_cost(host, vm, need.vcpus, need.memory, need.disk), group=need.group.name, kept=kept)
             for vm, need, kept in vms
         ),
         transfer_bytes=size,

@@ -4,7 +4,7 @@
 <sessions>/<name>/session.toml   the session file as it was given, byte for byte
 <sessions>/<name>/record.json    id, owner, placements with the spec of each VM; written before a host is told anything
 <sessions>/<name>/events.jsonl   the events of every deployment, one a line
-<sessions>/<name>/seen.json      the last known state of each VM
+<sessions>/<name>/seen.json      the last known state of each VM, when that was, and when the VM was created
 <sessions>/<name>/lock           held while something is done with the session
 ```
 """
@@ -16,14 +16,14 @@ import os
 import re
 import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 from ..errors import BadInput
 from ..wire.causes import Failure
-from ..wire.codec import CodecError, decode, dumps, loads
+from ..wire.codec import CodecError, decode, dumps, encode, loads
 from .events import Event
 from .specs import Entry
 
@@ -52,6 +52,16 @@ class Record:
 
     def without(self, *vms: str) -> Record:
         return replace(self, vms={k: v for k, v in self.vms.items() if k not in vms})
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a host last said about a VM: its state, when that was, and when the VM was created (Unix seconds, 0: not
+    known)."""
+
+    state: str
+    at: float = 0.0
+    created: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -129,19 +139,22 @@ class SessionStore:
             _write(directory / "session.toml", text)
         _write(directory / "record.json", dumps(_File(SCHEMA, **{k: getattr(record, k) for k in _FIELDS})) + b"\n")
 
-    def seen(self, name: str) -> dict[str, str]:
-        """VM -> its state when its host was last heard; empty where nothing (readable) was noted."""
+    def seen(self, name: str) -> dict[str, Seen]:
+        """VM -> what its host last said of it; empty where nothing (readable) was noted."""
         try:
             value = loads((self.directory(name) / "seen.json").read_bytes())
         except (FileNotFoundError, CodecError):
             return {}
-        return {vm: state for vm, state in value.items() if isinstance(state, str)}
+        out = {}
+        for vm, entry in value.items():
+            with suppress(CodecError):
+                out[vm] = decode(Seen, entry)
+        return out
 
-    def note_seen(self, name: str, states: Mapping[str, str]) -> None:
-        """Note the states that hosts just reported. (Apart from the record, which only a holder of the lock writes.)"""
-        noted = self.seen(name)
-        merged = {**noted, **states}
-        if merged != noted:
+    def note_seen(self, name: str, seen: Mapping[str, Seen]) -> None:
+        """Note what hosts just reported. (Apart from the record, which only a holder of the lock writes.)"""
+        if seen:
+            merged = {vm: encode(each) for vm, each in {**self.seen(name), **seen}.items()}
             _write(self._made(name) / "seen.json", dumps(merged))
 
     def forget(self, name: str) -> None:

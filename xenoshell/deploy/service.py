@@ -26,7 +26,7 @@ from .outcome import Outcome
 from .plan import Plan, plan
 from .ports import Connector, L, Policy
 from .quote import Quote, budget_seconds, quote
-from .record import Record, SessionStore, new_record
+from .record import Record, Seen, SessionStore, new_record
 from .specs import make
 
 if TYPE_CHECKING:
@@ -223,9 +223,9 @@ async def deploy_session(
             prune=options.prune,
         )
         outcome = await deploy(job, connector, (log, *readers), policy=policy)
-        await asyncio.to_thread(
-            sessions.note_seen, session.name, {v.vm: v.state for v in outcome.vms if v.state != "unknown"}
-        )
+        at = time.time()
+        seen = {v.vm: Seen(v.state, at, v.created) for v in outcome.vms if v.state != "unknown"}
+        await asyncio.to_thread(sessions.note_seen, session.name, seen)
         return outcome
 
 

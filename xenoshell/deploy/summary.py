@@ -39,6 +39,11 @@ class Row:
     remedy: str = ""
 
     @property
+    def image_there(self) -> bool:
+        """Whether the host has the image: it made the VM, or has it running."""
+        return self.created_at is not None or self.state in ("running", "ready")
+
+    @property
     def price(self) -> str:
         """For people: ``0.012 EUR/h``, or ``free``."""
         if self.per_hour is None:

@@ -21,7 +21,7 @@ class LoadedSession:
 
 def load_session(path: Path) -> LoadedSession:
     """The session that a file describes. Raises `xenoshell.tomlfile.InputErrors` with everything that is wrong."""
-    text = tomlfile.read_text(path)
+    text = tomlfile.read_text(path, missing="`xenoshell new FILE` writes a session file to start from")
     return LoadedSession(tomlfile.loads(text, Session, str(path)), path, path.absolute().parent, text)
 
 

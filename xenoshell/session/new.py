@@ -23,7 +23,8 @@ def template(name: str, *, image: str = "tiny", hosts: tuple[str, ...] = (), cou
     else:
         placing = f'count = {1 if count is None else count}                        # or hosts = ["ams-1", "nyc-2"]\n'
         placing += '# where = "region:eu rtt<80ms memory>=2GiB price<0.05/h"\n'
-        placing += '# spread = "region"              # never two in one while others are free'
+        free = 'spread = "region"                # never two in one while others are free'
+        placing += free if count is not None and count > 1 else f"# {free}"
     text = _TEMPLATE.format(name=item(name).as_string(), image=item(image).as_string(), placing=placing)
     tomlfile.loads(text, Session, "the new session")
     return text
