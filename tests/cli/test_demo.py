@@ -22,6 +22,8 @@ from xenoshell.paths import Paths
 from xenoshell.session.load import load_session
 from xenoshell.wire.causes import Failure
 
+pytestmark = pytest.mark.integration
+
 
 def test_its_session_file_is_right_and_names_its_hosts(paths: Paths) -> None:
     own = demo.demo_paths(paths)

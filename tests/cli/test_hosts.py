@@ -17,6 +17,8 @@ from xenoshell.lab import Lab
 from xenoshell.paths import Paths
 from xenoshell.wire.values import Ready, VmSpec
 
+pytestmark = pytest.mark.integration
+
 SPEC = VmSpec(
     id="web.vm.12345678", session="web", session_id="12345678", name="vm", arch="x86_64", vcpus=1, memory_mib=64,
     disk_bytes=0, disk=None, boot="kernel", kernel="0" * 64, initrd=None, cmdline="", accel="auto", network="user",

@@ -15,6 +15,8 @@ from xenoshell.fleet.trust import pin, scan
 from xenoshell.paths import Paths
 from xenoshell.wire.values import CheckLine
 
+pytestmark = pytest.mark.integration
+
 StartSshd = Callable[..., Sshd]
 HostOf = Callable[..., Host]
 

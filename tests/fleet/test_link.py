@@ -21,6 +21,8 @@ from xenoshell.fleet.pipe import diagnose
 from xenoshell.paths import Paths
 from xenoshell.wire.causes import Failure
 
+pytestmark = pytest.mark.integration
+
 StartSshd = Callable[..., Sshd]
 HostOf = Callable[..., Host]
 

@@ -17,6 +17,8 @@ from xenoshell.fleet.trust import pin, scan
 from xenoshell.paths import Paths
 from xenoshell.wire.causes import Failure
 
+pytestmark = pytest.mark.integration
+
 StartSshd = Callable[..., Sshd]
 HostOf = Callable[..., Host]
 

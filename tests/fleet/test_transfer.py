@@ -22,6 +22,8 @@ from xenoshell.paths import Paths
 from xenoshell.wire.causes import Failure
 from xenoshell.wire.values import Recipe
 
+pytestmark = pytest.mark.integration
+
 StartSshd = Callable[..., Sshd]
 HostOf = Callable[..., Host]
 MIB = 1 << 20

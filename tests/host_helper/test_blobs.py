@@ -21,6 +21,8 @@ from tests.support import eventually
 from xenoshell.wire import codec, frames, tree
 from xenoshell.wire.values import BLOCK, Recipe
 
+pytestmark = pytest.mark.integration
+
 MIB = 1 << 20
 
 

@@ -16,6 +16,8 @@ from xenoshell.host.unpack import find_program
 from xenoshell.wire import codec
 from xenoshell.wire.values import CheckLine, HostFacts
 
+pytestmark = pytest.mark.integration
+
 GOOD = HostFacts(
     helper="0", python="3.11.2", kernel="6.1", arch="x86_64", hostname="h", user="me", boot_id="", clock=0.0, cpus=2,
     load1=0.1, memory_mib=8192, memory_free_mib=4096, disk_free_mib=50_000, state_dir="/s", qemu="7.2.0", qemu_img=True,

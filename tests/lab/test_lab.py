@@ -22,6 +22,8 @@ from xenoshell.lab.processes import TAG
 from xenoshell.lab.sshd import PRIVSEP, user
 from xenoshell.paths import Paths
 
+pytestmark = pytest.mark.integration
+
 MakeLab = Callable[..., Lab]
 
 
