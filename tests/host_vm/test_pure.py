@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,12 +11,11 @@ from hypothesis import strategies as st
 
 from tests.host_vm.guests import MAC, spec
 from xenoshell.host import lease, meter, ports, qemu, ready
-from xenoshell.host.admission import admit
 from xenoshell.host.lease import Lease, Now, Running
 from xenoshell.host.listener import MAX_KEYS, Listener, host_keys
 from xenoshell.host.qemu import Files
 from xenoshell.wire.causes import Failure
-from xenoshell.wire.values import Forward, HostFacts, Ready
+from xenoshell.wire.values import Forward
 
 FILES = Files("/blobs/k", "/blobs/i", "disk.qcow2", "seed.iso", 7)
 
@@ -261,7 +259,7 @@ def test_the_disks_use_is_summed() -> None:
     assert meter.disk(stats) == (15, 1) and meter.disk(None) == (0, 0)
 
 
-# ---------------------------------------------------------------- readiness and admission
+# ---------------------------------------------------------------- readiness
 
 USERNET = """Hub -1 (net):
   Protocol[State]    FD  Source Address  Port   Dest. Address  Port RecvQ SendQ
@@ -275,40 +273,3 @@ def test_only_the_guests_own_acceptance_counts_as_established() -> None:
     assert not ready.established(USERNET.format("SYN_SENT"), 25112)
     assert not ready.established(USERNET.format("ESTABLISHED"), 25113)
     assert not ready.established("", 1)
-
-
-def facts(**fields: object) -> HostFacts:
-    basic = HostFacts(
-        helper="1", python="3.11", kernel="6.1", arch="x86_64", hostname="h", user="u", boot_id="b", clock=0.0, cpus=2,
-        load1=0.0, memory_mib=2048, memory_free_mib=1024, disk_free_mib=10_000, state_dir="/s", qemu="7.2",
-        qemu_img=True, kvm="unproven", codecs=("zlib",), channel="", blobs=("0" * 64,), vms=(),
-    )  # fmt: skip
-    return replace(basic, **fields)  # type: ignore[arg-type]
-
-
-def test_a_host_that_can_run_it_admits_it() -> None:
-    admit(spec(), facts())
-
-
-@pytest.mark.parametrize(
-    ("wanted", "host", "cause", "words"),
-    [
-        ({}, {"qemu": ""}, "no-hypervisor", "qemu-system-x86_64"),
-        ({"disk_bytes": 1 << 30}, {"qemu_img": False}, "no-hypervisor", "qemu-img"),
-        ({"memory_mib": 1000}, {}, "no-memory", "1024 MiB of memory are free, the VM needs 1064"),
-        ({}, {"disk_free_mib": 10}, "disk-full", "10 MiB of disk"),
-        ({}, {"blobs": ()}, "not-found", "0000"),
-        ({"accel": "kvm"}, {"kvm": "broken"}, "no-acceleration", "broken"),
-        ({"arch": "sparc64"}, {}, "bad-request", "sparc64"),
-        ({"network": "bridge", "ready": Ready("http", port=80)}, {}, "bad-request", "bridged"),
-        ({"network": "bridge", "ready": Ready("none"), "forwards": (Forward(80),)}, {}, "bad-request", "forwards"),
-        ({"ready": Ready("http", port=0)}, {}, "bad-request", "port"),
-        ({"ready": Ready("http", port=80, path="/a b\r\n")}, {}, "bad-request", "path"),
-        ({"ready": Ready("sometimes")}, {}, "bad-request", "sometimes"),
-        ({"ready": Ready("console", match="")}, {}, "bad-request", "match"),
-    ],
-)
-def test_a_refusal_says_why(wanted: dict[str, object], host: dict[str, object], cause: str, words: str) -> None:
-    with pytest.raises(Failure) as caught:
-        admit(spec(**wanted), facts(**host))
-    assert caught.value.cause == cause and words in caught.value.message

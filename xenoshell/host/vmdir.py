@@ -72,6 +72,10 @@ class VmDir:
         """Whether this host has the VM, in any state."""
         return os.path.exists(self.file("spec.json"))
 
+    def made(self) -> bool:
+        """Whether it is there to stay: neither failed, which `create` makes anew, nor to be destroyed."""
+        return self.exists() and self.read_wanted().state != "destroyed" and self.read_status().state != "failed"
+
     # ------------------------------------------------------------ orders
 
     def create(self, spec: VmSpec, seed: bytes) -> None:
@@ -86,11 +90,11 @@ class VmDir:
             )
         if seed and hashlib.sha256(seed).hexdigest() != spec.seed_sha256:
             raise Failure("bad-request", "%s: the seed's SHA-256 is not the one announced" % spec.id)
+        if self.made():
+            if self.read_spec() == spec:
+                return
+            raise Failure("bad-request", "%s is here already and was made from another specification" % self.id)
         if self.exists():
-            if self.read_wanted().state != "destroyed" and self.read_status().state != "failed":
-                if self.read_spec() == spec:
-                    return
-                raise Failure("bad-request", "%s is here already and was made from another specification" % self.id)
             self._discard()
         beside = os.path.join(self.vms, ".new-%s-%d" % (self.id, os.getpid()))
         try:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shutil
 import threading
 import time
 from typing import Any, Callable, Dict, List, Set, Tuple
 
 from xenoshell.host import vmdir
+from xenoshell.host.statedir import free_bytes
 from xenoshell.host.store import Store
 from xenoshell.host.vmdir import VmDir
 from xenoshell.wire import codec, frames
@@ -27,6 +30,7 @@ class Vms:
         self._store = store
         self._lock = threading.Lock()
         self._adopting: Dict[str, threading.Lock] = {}
+        self._admitting = threading.Lock()
         self._followers: List[Callable[[], None]] = []
 
     def vm(self, vm_id: str) -> VmDir:
@@ -64,22 +68,53 @@ class Vms:
         return found
 
     def create(self, spec: VmSpec, seed: bytes) -> VmStatus:
-        """Make a VM, or find it made. Raises `Failure`: not-found (a blob), bad-request, busy, disk-full, ..."""
+        """Make a VM, or find it made. Raises `Failure`: what `admission.admit` raises, busy, timeout, ..."""
         vm = VmDir(self.directory, spec.id)
-        with self._store.exclusive():  # from here to the written spec, nobody drops its blobs
-            for digest in (spec.disk, spec.kernel, spec.initrd):
-                if digest is not None and not self._store.holds(digest):
-                    raise Failure("not-found", "blob %s is not on this host" % digest, "transfer it first")
+        # from here to the written spec, nobody drops its blobs and nobody is promised its memory
+        with self._store.exclusive(), self._admitting:
+            if not vm.made():
+                self._admit(spec, made=False)
             vm.create(spec, seed)
         self.adopt(vm)
         return self._ask(vm, {"verb": "poke"})
 
     def order(self, vm_id: str, state: str, op: str) -> VmStatus:
-        """Journal an order and tell the supervisor. Raises `Failure`: not-found, bad-request."""
+        """Journal an order and tell the supervisor. Raises `Failure`: not-found, bad-request, and for a VM that is to
+        run again what `admission.admit` raises.
+        """
         vm = self.vm(vm_id)
-        vm.want(state, op)
+        with self._admitting:
+            again = state in ("running", "restart") and vm.read_wanted().op != op
+            if again and vm.read_status().state in ("exited", "failed"):
+                self._admit(vm.read_spec(), made=True)
+            vm.want(state, op)
         self.adopt(vm)
         return self._ask(vm, {"verb": "poke"})
+
+    def _admit(self, spec: VmSpec, *, made: bool) -> None:
+        from xenoshell.host import admission, facts, qemu
+
+        running = []
+        for vm_id in self.ids():
+            vm = VmDir(self.directory, vm_id)
+            try:
+                status = vm.read_status()
+            except Failure as failure:
+                if failure.cause != "not-found":
+                    raise
+                continue
+            if vm_id != spec.id and admission.runs(status, vm.read_wanted()):
+                running.append(status)
+        room = admission.Room(
+            memory_free=facts.memory_mib()[1],
+            memory_promised=admission.promised(running),
+            disk_free=free_bytes(self.directory) >> 20,
+            qemu=shutil.which(qemu.binary(spec.arch)) is not None,
+            qemu_img=shutil.which("qemu-img") is not None,
+            kvm=_kvm() if spec.accel == "kvm" else "",
+            blobs=frozenset(digest for digest in admission.blobs_of(spec) if self._store.holds(digest)),
+        )
+        admission.admit(spec, room, made=made)
 
     def renew(self, vm_id: str, op: str, lease_s: float) -> VmStatus:
         """Renew a lease. Raises `Failure`: not-found, bad-request."""
@@ -172,9 +207,13 @@ class Vms:
         reader = frames.FrameReader()
         with connection:
             try:
-                connection.sendall(frames.pack(frames.REQUEST, 1, codec.dumps(request)))
+                with contextlib.suppress(BrokenPipeError):  # the end is read below
+                    connection.sendall(frames.pack(frames.REQUEST, 1, codec.dumps(request)))
                 while True:
-                    data = connection.recv(65536)
+                    try:
+                        data = connection.recv(65536)
+                    except ConnectionResetError:  # it ended before it had read the question
+                        data = b""
                     if not data:
                         return vm.read_status()  # it ended meanwhile: its last word is in the file
                     for frame in reader.feed(data):
@@ -184,6 +223,12 @@ class Vms:
                             raise failure_in(frame.payload)
             except OSError as error:
                 raise Failure("timeout", "the supervisor of %s does not answer: %s" % (vm.id, error)) from error
+
+
+def _kvm() -> str:
+    from xenoshell.host import proofs
+
+    return proofs.device()
 
 
 def failure_in(payload: bytes) -> Failure:
