@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import re
 import struct
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from xenoshell.images.bootdisk import OFFSET, SECTOR, write_boot
+from xenoshell.images.debian import extract
 from xenoshell.images.filesystem import EPOCH, Ext4, Owner, make_ext4, run_tool
 from xenoshell.images.store import ImageStore
 from xenoshell.wire.causes import Failure
@@ -77,6 +79,43 @@ def test_owners_modes_and_capabilities_are_as_asked(tree: Path, tmp_path: Path, 
     assert "Type: directory    Mode:  02775" in look(image, 'stat "/etc/with space"', offset)
     assert re.search(r"User: +0 +Group: +0 ", look(image, 'stat "/etc/with space/a"', offset))
     assert "security.capability (20)" in look(image, "ea_list /etc/passwd", offset)
+
+
+@pytest.mark.parametrize("python", ["this one", "3.11.2"])
+def test_an_archive_is_unpacked_as_an_ordinary_user_can(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, python: str
+) -> None:
+    if python == "3.11.2":  # what Debian 12 has: tarfile without filters
+        whole = tarfile.TarFile.extractall
+        monkeypatch.setattr(tarfile.TarFile, "extractall", lambda self, path, members=None: whole(self, path, members))
+        monkeypatch.delattr(tarfile.TarInfo, "replace")
+    with tarfile.open(tmp_path / "archive", "w") as archive:
+        for name, kind, mode in (
+            ("./", tarfile.DIRTYPE, 0o755), ("./etc", tarfile.DIRTYPE, 0o555),
+            ("./etc/shadow", tarfile.REGTYPE, 0o4040),
+            ("./null", tarfile.CHRTYPE, 0o666), ("./pipe", tarfile.FIFOTYPE, 0o666), ("./link", tarfile.SYMTYPE, 0o777),
+            ("./same", tarfile.LNKTYPE, 0o640),
+        ):  # fmt: skip
+            member = tarfile.TarInfo(name)
+            member.type, member.mode, member.uid, member.gid, member.uname = kind, mode, 5, 42, "games"
+            member.linkname = {"./link": "/etc/shadow", "./same": "./etc/shadow"}.get(name, "")
+            archive.addfile(member)
+    owners = extract(tmp_path / "archive", tmp_path / "tree")
+    assert owners["etc/shadow"] == Owner(5, 42, 0o4040) and owners["etc"] == Owner(5, 42, 0o555)
+    assert sorted(path.name for path in (tmp_path / "tree").rglob("*")) == ["etc", "link", "same", "shadow"]
+    assert (tmp_path / "tree/link").readlink() == Path("/etc/shadow")
+    made = (tmp_path / "tree/etc/shadow").stat()
+    assert (made.st_uid, made.st_mode & 0o7777, made.st_nlink) == (os.getuid(), 0o640, 2)
+    assert not (tmp_path / "archive").exists()
+
+
+def test_a_file_name_is_no_order_to_debugfs(tree: Path, tmp_path: Path) -> None:
+    (tree / 'etc/x"\nrm "').mkdir()
+    (tree / 'etc/x"\nrm "/etc').mkdir()
+    (tree / 'etc/x"\nrm "/etc/passwd').write_text("")
+    with pytest.raises(Failure, match="several lines"):
+        make_ext4(tree, tmp_path / "image", SPEC)
+    assert not (tmp_path / "image").exists()
 
 
 def test_a_tool_that_fails_says_why(tmp_path: Path) -> None:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import shutil
+import tarfile
 from pathlib import Path
 
 import pytest
 
 from xenoshell.errors import BadInput
-from xenoshell.images.packages import Packages, dependencies, kernel_parts, parse_stanzas
+from xenoshell.images.packages import Packages, dependencies, kernel_parts, parse_stanzas, unpack
 from xenoshell.wire.causes import Failure
 
 APT_CACHE = """#!/bin/sh
@@ -126,6 +128,37 @@ def test_a_machine_without_apt_is_told_what_it_lacks(packages: Packages, monkeyp
     with pytest.raises(BadInput, match="lacks apt-get") as error:
         packages.fetch(["busybox-static"])
     assert error.value.remedy
+
+
+@pytest.mark.parametrize("filters", [True, False])
+def test_nothing_of_a_package_is_written_outside(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, filters: bool
+) -> None:
+    """Python 3.11.2 has no extraction filters: ours refuses the same."""
+    if not filters:
+        monkeypatch.delattr(tarfile, "tar_filter", raising=False)
+    (tmp_path / "outside").mkdir()
+    (tmp_path / "outside/keys").write_text("mine")
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/dpkg-deb").write_text('#!/bin/sh\ncat "$2"\n')
+    (tmp_path / "bin/dpkg-deb").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:/usr/bin:/bin")
+    for link, name in (("x", "x/keys"), ("x/keys", "x/keys"), ("", "../outside/keys")):
+        into = tmp_path / "into"
+        with tarfile.open(tmp_path / "deb", "w") as archive:
+            if link:
+                member = tarfile.TarInfo(f"./{link}")
+                member.type = tarfile.SYMTYPE
+                member.linkname = str(tmp_path / "outside") if link == "x" else str(tmp_path / "outside/keys")
+                archive.addfile(member)
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = 4
+            archive.addfile(member, io.BytesIO(b"evil"))
+        with pytest.raises(Failure) as caught:
+            unpack(tmp_path / "deb", into)
+        assert caught.value.cause == "corrupt-image"
+        assert (tmp_path / "outside/keys").read_text() == "mine"
+        shutil.rmtree(into, ignore_errors=True)
 
 
 def test_control_files_are_read_as_they_are_written() -> None:

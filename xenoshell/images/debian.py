@@ -7,6 +7,7 @@ machine-id) are made at the first boot, never here.
 
 from __future__ import annotations
 
+import copy
 import os
 import re
 import subprocess
@@ -263,7 +264,7 @@ def extract(archive: Path, tree: Path) -> dict[str, filesystem.Owner]:
     nodes are left out (the guest makes its own). Returns what the archive says of owners, permissions, capabilities."""
     owners: dict[str, filesystem.Owner] = {}
 
-    def take(member: tarfile.TarInfo, _: str) -> tarfile.TarInfo | None:
+    def take(member: tarfile.TarInfo) -> tarfile.TarInfo | None:
         path = member.name.removeprefix("./").strip("/")
         if member.ischr() or member.isblk() or member.isfifo():
             return None
@@ -274,11 +275,16 @@ def extract(archive: Path, tree: Path) -> dict[str, filesystem.Owner]:
             )
         readable = 0o700 if member.isdir() else 0o600
         mode = member.mode & 0o777 | readable
-        return member.replace(uid=os.getuid(), gid=os.getgid(), uname="", gname="", mode=mode, deep=False)
+        taken = copy.copy(member)
+        taken.uid, taken.gid, taken.uname, taken.gname, taken.mode = os.getuid(), os.getgid(), "", "", mode
+        return taken
 
     tree.mkdir()
     with tarfile.open(archive) as opened:
-        opened.extractall(tree, filter=take)  # noqa: S202 - mmdebstrap made it just now
+        # Not by a filter of tarfile's, which Python 3.11.2 (Debian 12) lacks; where there are some, none is wanted.
+        opened.extraction_filter = lambda member, _: member
+        members = [taken for member in opened if (taken := take(member)) is not None]
+        opened.extractall(tree, members)  # noqa: S202 - mmdebstrap made it just now
     archive.unlink()
     return owners
 

@@ -44,8 +44,12 @@ def make_ext4(tree: Path, image: Path, spec: Ext4, owners: Mapping[str, Owner] |
 
     Whoever owns the files in ``tree``, in the file system they are root's, and those that ``owners`` names (by their
     paths, such as ``etc/shadow``) as it says. Without ``owners`` everything bears `EPOCH` besides, so that the bytes
-    depend on nothing but names, modes and contents. Raises `Failure` (internal) with what a tool said.
+    depend on nothing but names, modes and contents. Raises `Failure`: bad-request for a name of several lines, else
+    internal with what a tool said.
     """
+    if odd := next((path for path in _paths(tree) if "\n" in path), None):
+        # debugfs takes its orders by lines: the rest of the name would be one
+        raise Failure("bad-request", f"the file name {odd!r} has several lines", "rename the file")
     with image.open("ab") as file:
         file.truncate(max(file.tell(), spec.offset + spec.size))
     options = f"offset={spec.offset},lazy_itable_init=0,lazy_journal_init=0,hash_seed={spec.uuid},nodiscard"

@@ -263,7 +263,10 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, into: Path) -> N
         archive.extract(member, into, filter="tar")
         return
     # Python 3.11.2, which Debian 12 has, knows no filters yet: what they refuse is refused here.
-    if member.name.startswith("/") or ".." in member.name.split("/"):
+    # (Links of earlier members count: what is written through them leaves the package as well.)
+    top = os.path.realpath(into)
+    inside = os.path.realpath(into / member.name).startswith(top + os.sep)
+    if member.name.startswith("/") or ".." in member.name.split("/") or not inside:
         raise tarfile.ExtractError(f"{member.name!r} leads out of the package")
     member.uid, member.gid, member.uname, member.gname = os.getuid(), os.getgid(), "", ""
     archive.extract(member, into)
