@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -122,6 +123,18 @@ def test_errors_name_the_key_and_the_path(tmp_path: Path, customise: dict[str, A
     with pytest.raises(BadInput) as error:
         make(tmp_path, **customise)
     assert all(part in error.value.message for part in parts) and error.value.remedy
+
+
+@pytest.mark.parametrize("key", ["file", "authorized_keys"])
+def test_what_would_never_end_is_not_read(tmp_path: Path, key: str) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with (tmp_path / "huge").open("wb") as file:
+        file.truncate(1 << 40)
+    for source, words in (("pipe", "not a regular file"), ("/dev/zero", "not a regular file"), ("huge", "48 MiB")):
+        asked = (File(path="/x", source=source),) if key == "file" else (source,)
+        with pytest.raises(BadInput, match=words) as error:
+            make(tmp_path, **{key: asked})
+        assert source in error.value.message and error.value.remedy
 
 
 def test_a_seed_that_is_too_large_says_what_to_do_instead(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import base64
 import json
+import os
+import stat
 from dataclasses import dataclass
 from pathlib import Path
 from shlex import quote
@@ -229,10 +231,26 @@ def _local(text: str, base_dir: Path) -> Path:
 
 
 def _read(path: Path, written: str, where: str, remedy: str) -> bytes:
+    """A whole regular file. (A pipe might never end, a device neither; a session file may come from somebody else.)"""
     try:
-        return path.read_bytes()
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            kind = os.fstat(descriptor).st_mode
+            if not stat.S_ISREG(kind):
+                what = "Is a directory" if stat.S_ISDIR(kind) else "not a regular file"
+                raise BadInput(f"{where}: {written} ({path}): {what}", remedy)
+            with open(descriptor, "rb", closefd=False) as file:
+                data = file.read(LARGEST + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise BadInput(f"{where}: {written} ({path}): {error.strerror or error}", remedy) from None
+    if len(data) > LARGEST:
+        raise BadInput(
+            f"{where}: {written} ({path}) has more than {LARGEST >> 20} MiB, which no seed can carry",
+            "put large files into the image, or fetch them with a `run` command",
+        )
+    return data
 
 
 def _json(value: dict[str, Any]) -> bytes:
