@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import hashlib
 import json
@@ -101,10 +102,13 @@ class Helper(Peer):
         self.process.stdin.flush()
 
     def hello(self) -> HostFacts:
-        """The facts that come unasked."""
+        """The facts that come unasked. A host without the rest of the program is brought it, as by a client."""
         type_, value = self.answer(0)
         assert type_ == frames.RESPONSE, value
-        return codec.decode(HostFacts, value)
+        facts = codec.decode(HostFacts, value)
+        if not facts.library:
+            self.request("library", rest=base64.b64encode(bundle().rest).decode())
+        return facts
 
     def end(self, timeout_s: float = DEADLINE_S) -> int:
         """End its input as a closed connection does; its exit status."""

@@ -17,6 +17,8 @@ from tests.support import eventually
 from xenoshell.wire import codec, frames
 from xenoshell.wire.values import HostFacts
 
+pytestmark = pytest.mark.integration
+
 VERBS = (
     "facts", "blob.begin", "blob.commit", "blob.drop", "vm.create", "vm.list", "vm.stop", "vm.start", "vm.restart",
     "vm.destroy", "vm.renew", "vm.watch", "vm.logs", "vm.console", "prove",
@@ -45,7 +47,9 @@ REQUESTS = st.fixed_dictionaries({"verb": st.sampled_from(VERBS)}, optional=dict
 def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Helper, HostFacts, Path]]:
     state = tmp_path_factory.mktemp("hostile") / "s"
     with running_helper(state) as helper:
-        yield helper, helper.hello(), state
+        facts = helper.hello()
+        eventually(lambda: list((state / "lib").glob("*.cpython-*")), 20, "the compiled code")
+        yield helper, facts, state
 
 
 def everything(state: Path) -> list[str]:

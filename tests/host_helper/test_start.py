@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import zlib
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,8 @@ from tests.host_helper.peer import further_channel, running_helper, transfer
 from tests.support import eventually
 from xenoshell.fleet.bundle import bundle, stub
 from xenoshell.wire import frames
+
+pytestmark = pytest.mark.integration
 
 PYTHONS = Path("~/.pyenv/versions").expanduser()  # tests have another home
 
@@ -48,7 +53,10 @@ def test_every_python_from_3_9_runs_the_helper_and_takes_a_blob(python: str, tmp
 
 def test_the_stub_means_the_same_in_sh_csh_and_fish() -> None:
     command = stub(bundle(), os.urandom(16), "/srv/it's $HOME! \\ \n")
-    quoted = re.fullmatch(r"exec python3 -I -S -c '([^']*)' helper [0-9a-f]{32} [0-9a-f]{16} [0-9a-f]+", command)
+    around = (
+        r'exec env "PATH=/usr/bin:/bin:\$PATH" python3 -I -S -c %s helper [0-9a-f]{32} [0-9a-f]{16} [0-9a-f]+ "\$PATH"'
+    )
+    quoted = re.fullmatch(around % "'([^']*)'", command)
     assert quoted
     assert not set("\n!\\$`'") & set(quoted[1])
     assert len(command) < 1000
@@ -64,9 +72,44 @@ def test_login_shells_run_the_stub(shell: str, tmp_path: Path) -> None:
         assert helper.hello().state_dir == str(tmp_path / "s p'a$c e")
 
 
-def test_the_bundle_is_small_enough_for_slow_links() -> None:
-    """Half a second at 1 Mbit/s. Zlib makes a quarter of it, so this is 256 KiB of code without comments."""
-    assert len(bundle().packed) < 64 << 10
+def test_what_the_first_answer_needs_is_small_enough_for_slow_links() -> None:
+    """It travels with every connection; the rest only to a host that does not keep it."""
+    assert len(bundle().packed) < 25 << 10
+    assert len(bundle().rest) < 40_000
+
+
+def test_the_rest_of_the_program_is_brought_once_and_checked(tmp_path: Path) -> None:
+    rest = base64.b64encode(bundle().rest).decode()
+    with running_helper(tmp_path / "s") as helper:
+        _, value = helper.answer(0)
+        assert value["library"] is False
+        assert (
+            "rest of the program"
+            in helper.refused("library", rest=base64.b64encode(zlib.compress(b"x")).decode())["message"]
+        )
+        assert helper.refused("library", rest="no base64!")["cause"] == "bad-request"
+        # what follows at once may need it already
+        for stream, request in ((90, {"verb": "library", "rest": rest}), (91, {"verb": "check", "kernel": None})):
+            helper.send(frames.REQUEST, stream, json.dumps(request).encode())
+        assert helper.answer(90) == (frames.RESPONSE, {})
+        assert helper.answer(91)[0] == frames.RESPONSE
+        assert helper.end() == 0
+    kept = sorted(path.name for path in (tmp_path / "s/lib").iterdir())
+    assert kept[0] == f"xenoshell-{bundle().version}.py"
+    (tmp_path / "s/lib" / kept[-1]).write_bytes(b"\xe3 damaged")  # compiled code is only a cache
+    with running_helper(tmp_path / "s") as helper:
+        assert helper.hello().library is True
+        assert helper.request("check", kernel=None)["lines"]
+
+
+def test_the_path_of_the_user_is_kept_for_finding_qemu(tmp_path: Path) -> None:
+    """The stub prefers the system's python3, and only for itself."""
+    (tmp_path / "bin").mkdir()
+    fake = tmp_path / "bin/qemu-system-x86_64"
+    fake.write_text("#!/bin/sh\necho QEMU emulator version 99.1\n")
+    fake.chmod(0o755)
+    with running_helper(tmp_path / "s", before=f"PATH={tmp_path}/bin:$PATH; ") as helper:
+        assert helper.hello().qemu == "99.1"
 
 
 def test_what_a_login_script_prints_is_skipped(tmp_path: Path) -> None:
@@ -79,7 +122,7 @@ def test_requests_may_follow_the_bundle_at_once_and_byte_by_byte(tmp_path: Path)
     with running_helper(tmp_path / "s", send_bundle=False) as helper:
         for byte in bundle().packed + frames.pack(frames.REQUEST, 7, b'{"verb":"vm.list"}'):
             helper.write(bytes([byte]))
-        helper.hello()
+        assert helper.answer(0)[1]["library"] is False
         assert helper.answer(7) == (frames.RESPONSE, {"vms": []})
 
 
@@ -111,7 +154,7 @@ def test_a_helper_that_ends_leaves_no_socket_and_one_that_was_killed_is_cleaned_
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runtime = tmp_path / "run"
-    runtime.mkdir(mode=0o700)
+    runtime.mkdir(mode=0o700, exist_ok=True)
     monkeypatch.setenv("XDG_RUNTIME_DIR", str(runtime))
     with running_helper(tmp_path / "s") as first:
         killed = Path(first.hello().channel)
@@ -166,8 +209,8 @@ def test_a_further_helper_starts_fast(tmp_path: Path) -> None:
 def test_the_bundle_is_stored_for_supervisors_and_runs_from_there(tmp_path: Path) -> None:
     with running_helper(tmp_path / "s") as helper:
         helper.hello()
-    (library,) = (tmp_path / "s/lib").iterdir()
-    assert library.name == f"xenoshell-{bundle().sha256[:16]}.py"
+    (library,) = (tmp_path / "s/lib").glob("*.py")
+    assert library.name == f"xenoshell-{bundle().version}.py"
     done = subprocess.run(["python3", "-I", "-S", library, "supervise"], capture_output=True, text=True, check=False)
     assert done.returncode == 2 and "usage:" in done.stderr
     done = subprocess.run(

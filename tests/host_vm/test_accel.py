@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 from tests.host_vm.guests import Host, spec
-from xenoshell.host import accel, probe_image, proc
-from xenoshell.host.accel import boots, choose, is_linux, kvm_state, prove
+from xenoshell.host import accel, probe_image, proc, proofs
+from xenoshell.host.accel import boots, choose, is_linux, prove
+from xenoshell.host.proofs import kvm_state
 from xenoshell.wire.causes import Failure
 from xenoshell.wire.values import Proof
 
@@ -34,6 +35,7 @@ class Kvm:
         self.tried: list[str] = []
         self.runs = runs
         monkeypatch.setattr(accel, "device", lambda: device)
+        monkeypatch.setattr(proofs, "device", lambda: device)
         monkeypatch.setattr(accel, "own_kernel", lambda: None)
         monkeypatch.setattr(accel, "boots", self._boots)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import contextlib
 import os
 import time
@@ -23,6 +24,7 @@ from xenoshell.wire.codec import CodecError, decode, encode, loads
 from xenoshell.wire.values import CheckLine, HostFacts, Proof, VmSpec, VmStatus
 
 if TYPE_CHECKING:
+    from xenoshell.fleet.bundle import Bundle
     from xenoshell.fleet.inventory import Host
     from xenoshell.paths import Paths
 
@@ -100,6 +102,7 @@ class HostLink:
         self._pipe = pipe
         self._extra: set[Channel] = set()
         self._refused = ""
+        self._library: asyncio.Task[None] | None = None
 
     @property
     def failure(self) -> Failure | None:
@@ -121,6 +124,27 @@ class HostLink:
         return self._refused
 
     # ------------------------------------------------------------ requests
+
+    def bring_library(self, packed: Bundle) -> None:
+        """Send the rest of the program to a host that does not keep it. Requests that come behind it may need it
+        already; what takes another way waits for it (`library_kept`)."""
+        inbox = self._control.ask("library", {"rest": base64.b64encode(packed.rest).decode()})
+
+        async def kept() -> None:
+            try:
+                async with asyncio.timeout(60):
+                    answer(self.host.name, "library", await inbox.take())
+            except TimeoutError:
+                raise Failure("timeout", f"{self.host.name}: no answer to library within 60 s") from None
+            finally:
+                self._control.release(inbox)
+
+        self._library = asyncio.create_task(kept())
+
+    async def library_kept(self) -> None:
+        """Return once the host keeps the whole program. Raises the `Failure` if it could not (disk-full)."""
+        if self._library is not None:
+            await asyncio.shield(self._library)
 
     async def request(self, verb: str, *, timeout_s: float, **params: Any) -> dict[str, Any]:
         """Ask the helper. Raises `Failure` with the host's cause, or connection-lost, timeout, protocol."""
@@ -154,6 +178,7 @@ class HostLink:
 
     async def vm_create(self, spec: VmSpec, seed: bytes = b"") -> VmStatus:
         """Create (or find) the VM. ``seed`` is its NoCloud disk, of ``spec.seed_size`` bytes."""
+        await self.library_kept()
         inbox = self._control.ask("vm.create", {"spec": encode(spec)})
         try:
             async with asyncio.timeout(120):
@@ -224,6 +249,7 @@ class HostLink:
         """A further channel, which the caller must `close`. None if sshd refuses: use ``control`` then."""
         if self._refused or not self.facts.channel or self.failure is not None:
             return None
+        await self.library_kept()
         channel = Channel(self.host.name, shared=False)
         channel.on_failure = lambda _: self._extra.discard(channel)
         try:
@@ -261,6 +287,9 @@ class HostLink:
         for channel in (*self._extra, self._control):
             channel.close()
         self._extra.clear()
+        if self._library is not None:
+            self._library.cancel()
+            await asyncio.gather(self._library, return_exceptions=True)
         self._pipe.close()
         await self._dialled.close()
 
@@ -363,6 +392,8 @@ async def _connect(host: Host, paths: Paths, progress: Progress) -> HostLink:
         pipe.answered()
         facts = decode(HostFacts, value)
         link = HostLink(host, dialled, pipe, facts)
+        if not facts.library:
+            link.bring_library(packed)
         if link.rtt_ms < REMEASURE_BELOW_MS:
             progress.step = f"measuring the round trip to {host.name}"
             await link.ping()

@@ -9,7 +9,7 @@ from typing import List
 def main(arguments: List[str]) -> int:
     """Run one of the three programs; return its exit status. Each imports only what it needs: users wait for it."""
     word = arguments[0] if arguments else ""
-    if word == "helper" and len(arguments) == 4:
+    if word == "helper" and len(arguments) == 5:
         from xenoshell.host import helper
 
         return helper.main(arguments[1:])
@@ -21,7 +21,7 @@ def main(arguments: List[str]) -> int:
         from xenoshell.host import sweep
 
         return sweep.main(arguments[1])
-    sys.stderr.write("usage: helper PREAMBLE DIGEST STATE-DIR | supervise VM-DIRECTORY | sweep STATE-DIR\n")
+    sys.stderr.write("usage: helper PREAMBLE VERSION STATE-DIR PATH | supervise VM-DIRECTORY | sweep STATE-DIR\n")
     return 2
 
 

@@ -10,59 +10,34 @@ import hashlib
 import os
 import re
 import select
-import shutil
 import signal
 import subprocess
 import time
 from typing import List, Optional, Tuple
 
-from xenoshell.host import locks, probe_image, proc, qemu
+from xenoshell.host import probe_image, qemu
+from xenoshell.host.proofs import DEVICE, device, held, prefix, read
 from xenoshell.host.statedir import write_whole
 from xenoshell.wire import codec
 from xenoshell.wire.causes import Failure
 from xenoshell.wire.values import DIGEST, Proof, VmSpec
 
-DEVICE = "/dev/kvm"
 DEADLINE_S = 5.0
-
-
-def device() -> str:
-    """The state of /dev/kvm itself: absent, denied or there."""
-    try:
-        os.close(os.open(DEVICE, os.O_RDWR | os.O_CLOEXEC))
-    except FileNotFoundError:
-        return "absent"
-    except OSError as error:
-        return "absent" if error.errno in (6, 19) else "denied"  # ENXIO, ENODEV: a node without a driver
-    return "there"
-
-
-def kvm_state(proofs: str, arch: str = "x86_64") -> str:
-    """What is known of KVM on this host: absent, denied, unproven, usable (for some kernel) or broken (for all that
-    were tried).
-    """
-    state = device()
-    if state != "there":
-        return state
-    known = _held(proofs, arch)
-    if not known:
-        return "unproven"
-    return "usable" if any(proof.works for proof in known) else "broken"
 
 
 def prove(kernel: str, digest: str, proofs: str, arch: str = "x86_64", deadline_s: float = DEADLINE_S) -> Proof:
     """Whether KVM runs the kernel file ``kernel`` (SHA-256 or other name: ``digest``). Takes up to ``deadline_s``
     seconds the first time; afterwards, until QEMU or the boot changes, the proof in directory ``proofs`` answers.
     """
-    path = os.path.join(proofs, _prefix(arch) + hashlib.sha256(digest.encode()).hexdigest()[:16] + ".json")
-    known = _read(path)
+    path = os.path.join(proofs, prefix(arch) + hashlib.sha256(digest.encode()).hexdigest()[:16] + ".json")
+    known = read(path)
     if known is not None:
         return known
     state = device()
     if state != "there":
         return Proof(False, 0.0, "%s is %s" % (DEVICE, state), digest)
     with _turn(path + ".lock"):
-        known = _read(path)
+        known = read(path)
         if known is None:
             known = boots(kernel, digest, proofs, arch, deadline_s)
             write_whole(path, codec.dumps(known))
@@ -113,7 +88,7 @@ def _candidates(spec: VmSpec, proofs: str, blobs: str) -> List[Tuple[str, str]]:
     """
     if spec.boot == "kernel" and spec.kernel and is_linux(os.path.join(blobs, spec.kernel)):
         return [(os.path.join(blobs, spec.kernel), spec.kernel)]
-    known = [p for p in _held(proofs, spec.arch) if p.works and DIGEST.match(p.kernel)]
+    known = [p for p in held(proofs, spec.arch) if p.works and DIGEST.match(p.kernel)]
     if known:
         return [(os.path.join(blobs, known[0].kernel), known[0].kernel)]
     own = own_kernel()
@@ -130,35 +105,6 @@ def own_kernel() -> Optional[str]:
     """The host's own kernel file, if it may be read."""
     path = "/boot/vmlinuz-" + os.uname().release
     return path if is_linux(path) else None
-
-
-def _prefix(arch: str) -> str:
-    """Of proof names: what changes with the boot and with QEMU itself (its file, which is quicker to look at than its
-    version).
-    """
-    path = os.path.realpath(shutil.which(qemu.binary(arch)) or "")
-    try:
-        info = os.stat(path)
-        identity = "%s %d %d" % (path, info.st_size, info.st_mtime_ns)
-    except OSError:
-        identity = ""
-    return hashlib.sha256(("%s %s" % (proc.boot_id(), identity)).encode()).hexdigest()[:16] + "-"
-
-
-def _read(path: str) -> Optional[Proof]:
-    try:
-        return codec.decode(Proof, locks.read_json(path))
-    except codec.CodecError:
-        return None
-
-
-def _held(proofs: str, arch: str) -> List[Proof]:
-    prefix = _prefix(arch)
-    try:
-        names = [n for n in os.listdir(proofs) if n.startswith(prefix) and n.endswith(".json")]
-    except OSError:
-        return []
-    return [proof for proof in (_read(os.path.join(proofs, name)) for name in sorted(names)) if proof is not None]
 
 
 class _turn:

@@ -6,7 +6,7 @@ import os
 import subprocess
 from typing import List, Optional, Tuple
 
-from xenoshell.host import accel, sshd
+from xenoshell.host import accel, proofs, sshd
 from xenoshell.host.unpack import find_program
 from xenoshell.wire.causes import REMEDIES
 from xenoshell.wire.values import CheckLine, HostFacts
@@ -54,7 +54,7 @@ def acceleration(facts: HostFacts, state_dir: str, kernel: Optional[Tuple[str, s
     """Whether KVM runs a kernel here, tried and not assumed."""
     name = "acceleration"
     slow = "; guests run under emulation (TCG), 5 to 20 times slower"
-    state = accel.device()
+    state = proofs.device()
     if state == "absent":
         return CheckLine(
             name, "limited", "no /dev/kvm" + slow, "enable virtualisation in the firmware or nested in the cloud"

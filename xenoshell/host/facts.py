@@ -97,6 +97,7 @@ def gather(
     channel: str,
     blobs: Tuple[str, ...],
     vms: Tuple[VmStatus, ...],
+    library: bool,
 ) -> HostFacts:
     """Put together the facts of this moment. What other parts know comes in as arguments."""
     system = os.uname()
@@ -131,6 +132,7 @@ def gather(
         blobs=blobs,
         vms=vms,
         notes=tuple(notes),
+        library=library,
     )
 
 

@@ -16,7 +16,7 @@ import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import xenoshell
-from xenoshell.host import facts, statedir, vmdir
+from xenoshell.host import facts, proofs, statedir, vmdir
 from xenoshell.host.channel import Channel, ChannelClosed, SocketChannel
 from xenoshell.host.params import Params, flag, integer, number, text
 from xenoshell.host.rendezvous import Rendezvous
@@ -45,6 +45,7 @@ class Helper:
 
     def __init__(self, state_dir: str, library: str) -> None:
         self.state_dir = state_dir
+        self._library = library
         self._unpacker = Unpacker()
         self.store = Store(state_dir, self._unpacker)
         self.vms = Vms(state_dir, library, self.store)
@@ -55,6 +56,7 @@ class Helper:
         self._ending = False
         self._verbs: Dict[str, Verb] = {
             "facts": Verb("long", lambda params: self.facts()),
+            "library": Verb("quick", self._keep_library),
             "check": Verb("long", self._check),
             "prove": Verb("long", self._prove),
             "blob.begin": Verb("long", lambda params: self.store.begin(recipe_of(params))),
@@ -86,7 +88,9 @@ class Helper:
 
     def _look_after(self) -> None:
         """See to what helpers and supervisors that died have left."""
-        self.vms.adopt_all()
+        if library_there(self._library):
+            self.vms.adopt_all()
+            compile_library(self._library)
         self.store.clean()
         vmdir.tidy(self.vms.directory)
 
@@ -196,6 +200,9 @@ class Helper:
         if verb.kind == "stream":
             verb.do(session, number, params)
             return
+        if verb.kind == "quick":
+            session.channel.respond(number, verb.do(params))
+            return
         stream = Stream()
         session.open(number, stream)
 
@@ -236,19 +243,20 @@ class Helper:
             self.state_dir,
             version=xenoshell.__version__,
             emulator=emulator,
-            kvm=self._kvm(arch),
+            kvm=proofs.kvm_state(os.path.join(self.state_dir, "proofs"), arch),
             codecs=self._unpacker.codecs(),
             channel=self._rendezvous.path,
             blobs=self.store.held(),
             vms=self.vms.statuses(),
+            library=library_there(self._library),
         )
 
-    def _kvm(self, arch: str) -> str:
-        if not os.path.exists("/dev/kvm"):
-            return "absent"  # the usual case in a cloud, and then we need not read accel
-        from xenoshell.host import accel
-
-        return accel.kvm_state(os.path.join(self.state_dir, "proofs"), arch)
+    def _keep_library(self, params: Params) -> Any:
+        """Done before the next request of the channel is read, which may need it."""
+        if not library_there(self._library):
+            install(self._library, text(params, "rest"))
+            self._spawn(self._look_after)
+        return {}
 
     def _check(self, params: Params) -> Any:
         from xenoshell.host import check
@@ -266,8 +274,8 @@ class Helper:
         digest = text(params, "kernel")
         if not self.store.holds(digest):
             raise Failure("not-found", "kernel %s is not on this host" % digest, "transfer it first")
-        proofs = os.path.join(self.state_dir, "proofs")
-        return accel.prove(self.store.path(digest), digest, proofs, os.uname().machine)
+        kept = os.path.join(self.state_dir, "proofs")
+        return accel.prove(self.store.path(digest), digest, kept, os.uname().machine)
 
     def _drop(self, params: Params) -> Any:
         self.store.drop(text(params, "digest"), self.vms.blobs_used)
@@ -342,26 +350,49 @@ def take_standard_streams() -> Tuple[int, int]:
     return read_fd, write_fd
 
 
-def install(state_dir: str, digest: str) -> str:
-    """Write the bundle that this process runs from to ``lib/``, for supervisors to run from; return its path."""
-    loader = getattr(xenoshell, "__loader__", None)
-    source = getattr(loader, "text", "")
-    if not source:
-        raise Failure("internal", "the helper runs from its bundle only")
-    path = os.path.join(state_dir, "lib", "xenoshell-%s.py" % digest)
-    data = source.encode()
+def library_there(path: str) -> bool:
+    """Whether this host keeps the whole program; if it does, modules that the core lacks come from there."""
+    if not os.path.exists(path):
+        return False
+    loader: Any = getattr(xenoshell, "__loader__", None)
+    if not loader.library:
+        loader.library = path
+    return True
+
+
+def install(path: str, rest: str) -> None:
+    """Make the library ``path`` of the core and ``rest`` (zlib, base64). Raises `Failure`: bad-request, disk-full."""
+    import base64
+    import hashlib
+    import zlib
+
+    core: str = getattr(xenoshell, "__loader__", None).text  # type: ignore[union-attr]
     try:
-        with open(path, "rb") as file:
-            if file.read() == data:
-                return path
-    except FileNotFoundError:
-        pass  # the usual case on a fresh host
-    statedir.write_whole(path, data)
-    return path
+        unpacker = zlib.decompressobj()
+        added = unpacker.decompress(base64.b64decode(rest, validate=True), 4 << 20).decode()
+    except (ValueError, zlib.error) as error:
+        raise Failure("bad-request", "rest: %s" % error) from None
+    if hashlib.sha256((core + added).encode()).hexdigest()[:16] not in os.path.basename(path):
+        raise Failure("bad-request", "this is not the rest of the program that runs here")
+    statedir.write_whole(path, core.replace("#--\n", added + "#--\n", 1).encode())
 
 
-class _Terminated(Exception):
-    """SIGTERM or SIGHUP came."""
+def compile_library(path: str) -> None:
+    """Keep compiled code beside the library, once for each version of Python: it halves a supervisor's start."""
+    import marshal
+
+    kept = "%s.%s" % (path, sys.implementation.cache_tag)
+    if os.path.exists(kept):
+        return
+    loader: Any = getattr(xenoshell, "__loader__", None)
+    loader.more("xenoshell.")
+    codes = {name: loader.code(name) for name in loader.modules}
+    with contextlib.suppress(OSError):  # a full disk: then it is compiled each time
+        statedir.write_whole(kept, marshal.dumps(codes))
+
+
+class _Terminated(BaseException):
+    """SIGTERM or SIGHUP came. No request that happens to be at work may take it for its own failure."""
 
 
 def _terminate(signal_number: int, frame: object) -> None:
@@ -369,18 +400,19 @@ def _terminate(signal_number: int, frame: object) -> None:
 
 
 def main(arguments: List[str]) -> int:
-    """PREAMBLE (hexadecimal), DIGEST (16 digits of the bundle's), STATE-DIR (hexadecimal of its UTF-8, or ``-``)."""
+    """PREAMBLE (hexadecimal), VERSION of the bundle, STATE-DIR (hexadecimal of its UTF-8, or ``-``), the old PATH."""
     os.umask(0o077)
     read_fd, write_fd = take_standard_streams()
     channel = Channel(read_fd, write_fd)
-    preamble, digest, where = arguments
+    preamble, version, where, path = arguments
+    os.environ["PATH"] = path or os.defpath
     helper = None
     try:
         for word in (signal.SIGTERM, signal.SIGHUP):
             signal.signal(word, _terminate)
         os.write(write_fd, bytes.fromhex(preamble))
         state_dir = statedir.open_state_dir(None if where == "-" else bytes.fromhex(where).decode())
-        helper = Helper(state_dir, install(state_dir, digest))
+        helper = Helper(state_dir, os.path.join(state_dir, "lib", "xenoshell-%s.py" % version))
         helper.run(channel)
     except Failure as failure:
         channel.fail(0, failure)

@@ -255,6 +255,7 @@ class HostFacts:
     blobs: Tuple[str, ...]  # digests held
     vms: Tuple[VmStatus, ...]
     notes: Tuple[str, ...] = ()
+    library: bool = True  # whether it keeps the rest of the program; if not, the verb `library` is to bring it
 
 
 @dataclass(frozen=True)
