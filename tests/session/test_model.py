@@ -130,6 +130,14 @@ def test_groups_and_vms_have_names_of_their_own() -> None:
     assert len(read(GROUP + "count = 3\n" + GROUP.replace('"web"', '"web-4"')).vm) == 2
 
 
+def test_a_short_file_cannot_ask_for_vms_without_end() -> None:
+    groups = [GROUP.replace('"web"', f'"g{n}"') + "count = 10000\n" for n in range(500)]
+    assert len(read(groups[0]).vm_names()) == 10_000
+    assert [e.key for e in refused("".join(groups))] == ["vm[1].count"]
+    assert [e.key for e in refused(GROUP + groups[0])] == ["vm[1].count"]
+    assert [e.key for e in refused(GROUP + "count = 1000000000000\n")] == ["vm[0].count"]
+
+
 def test_something_must_boot() -> None:
     assert keys('[[vm]]\nname = "a"\n') == ["image"]
     assert keys('[[vm]]\nname = "a"\ninitrd = "i"\n') == ["image"]

@@ -26,6 +26,7 @@ from xenoshell.fields import (
 from xenoshell.fleet.where import Where
 from xenoshell.problems import Problems, refuse
 from xenoshell.session.values import (
+    MAX_VMS,
     MIB,
     Cmdline,
     Count,
@@ -343,7 +344,15 @@ def _check_names(groups: Any, problems: Problems) -> None:
             continue
         if not isinstance(count, int):
             count = len(hosts) if isinstance(hosts, list | tuple) and hosts else 1
-        expanded = [name] if count == 1 else [f"{name}-{n}" for n in range(1, min(count, 10_000) + 1)]
+        if count > MAX_VMS:
+            return  # its own error, and there may be no end of names
+        if len(owners) + count > MAX_VMS:
+            problems.add(
+                ("vm", i, "count"), read("count"), f"more than {MAX_VMS} VMs in all",
+                allowed=f"{MAX_VMS} in one session", remedy="make it several sessions",
+            )  # fmt: skip
+            return
+        expanded = [name] if count == 1 else [f"{name}-{n}" for n in range(1, count + 1)]
         clash = next((vm for vm in expanded if vm in owners), None)
         if clash is not None:
             problems.add(

@@ -114,7 +114,9 @@ Memory = Annotated[Size, AfterValidator(_memory)]
 #: Bytes, a multiple of 512.
 Disk = Annotated[Size, AfterValidator(_disk)]
 Vcpus = Annotated[Whole, Field(ge=1, le=1024)]
-Count = Annotated[Whole, Field(ge=1, le=10_000)]
+#: VMs of a session, all groups together: some hundred bytes of a file must not fill the memory.
+MAX_VMS = 10_000
+Count = Annotated[Whole, Field(ge=1, le=MAX_VMS)]
 #: Seconds.
 Lease = Annotated[Duration, AfterValidator(_lease)]
 Timeout = Annotated[Duration, AfterValidator(_timeout)]
