@@ -133,6 +133,37 @@ async def test_a_pack_that_is_damaged_here_is_not_blamed_on_the_host(link: HostL
     assert caught.value.cause == "corrupt-image"
 
 
+FIRST = 0x80000000
+
+
+@pytest.mark.parametrize(
+    ("begun", "committed"),
+    [
+        ({"held": False, "transfer": FIRST, "missing": [0] * 1000}, {}),  # one segment, a thousand times
+        ({"held": False, "transfer": FIRST, "missing": [0, 3]}, {}),
+        ({"held": False, "transfer": -1, "missing": [0]}, {}),
+        ({"held": False, "transfer": 1 << 32, "missing": [0]}, {}),
+        ({"held": False, "transfer": 1, "missing": [0]}, {}),  # the stream of a request
+        ({"held": False, "transfer": FIRST, "missing": []}, {"missing": [0] * 1000}),
+        ({"held": False, "transfer": FIRST, "missing": []}, {"missing": [[], 0]}),
+        ({"held": False, "transfer": FIRST, "missing": []}, {"missing": [True]}),
+    ],
+)
+async def test_a_host_that_asks_for_what_there_is_not_gets_nothing(
+    begun: dict[str, object], committed: dict[str, object]
+) -> None:
+    class Liar:
+        host = Host(name="liar", ssh="liar")
+
+        async def request(self, verb: str, **params: object) -> dict[str, object]:
+            return {"blob.begin": begun, "blob.commit": committed}[verb]
+
+    pack = Pack(3 * MIB)
+    with pytest.raises(Failure) as caught:
+        await asyncio.wait_for(send_blob(Liar(), pack, pack.recipe, Progress()), 5)  # type: ignore[arg-type]
+    assert caught.value.cause == "protocol" and not pack.read
+
+
 async def test_cancelled_it_goes_on_with_the_rest_on_the_same_link(link: HostLink) -> None:
     pack, progress = Pack(8 * MIB), Progress()
     pack.pause_at = 5

@@ -11,10 +11,10 @@ import contextlib
 import hashlib
 import struct
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol
 
-from xenoshell.fleet.channel import Channel, Inbox, answer, error_of
+from xenoshell.fleet.channel import FIRST_TRANSFER, Channel, Inbox, answer, error_of
 from xenoshell.wire import frames
 from xenoshell.wire.causes import Failure
 from xenoshell.wire.codec import CodecError, decode, encode, loads
@@ -75,8 +75,8 @@ async def send_blob(
     if state.held:
         on_progress(0, 0)
         return 0
-    if any(not 0 <= i < len(recipe.segments) for i in state.missing):
-        raise Failure("protocol", f"{name}: the answer to blob.begin names segments that the recipe does not have")
+    if not _some_of(state.missing, len(recipe.segments)) or not FIRST_TRANSFER <= state.transfer < 1 << 32:
+        raise Failure("protocol", f"{name}: the answer to blob.begin names what there is not: {str(answered)[:200]}")
     sending = _Sending(link, source, recipe, state, on_progress=on_progress, stall_s=stall_s)
     on_progress(0, sending.needed)
     missing = state.missing
@@ -137,7 +137,7 @@ class _Sending:
         """The segments that a commit found wrong; they count as not done."""
         missing = committed.get("missing")
         count = len(self._recipe.segments)
-        if not isinstance(missing, list) or not missing or not all(type(i) is int and 0 <= i < count for i in missing):
+        if not isinstance(missing, list) or not missing or not _some_of(missing, count):
             raise Failure("protocol", f"{self._link.host.name}: the answer to blob.commit is neither blob nor missing")
         self._done = max(0, self._done - sum(self._recipe.segments[i].packed for i in missing))
         self._on_progress(self._done, self.needed)
@@ -286,6 +286,11 @@ class _Sending:
         if not self._acknowledged:
             return self._stall_s
         return max(self._stall_s, min(2 * self._flying / self._rate(), self._flying / SLOWEST))
+
+
+def _some_of(indices: Sequence[object], count: int) -> bool:
+    """Whether these are different indices of ``count`` segments: a host must not have one sent without end."""
+    return all(type(i) is int and 0 <= i < count for i in indices) and len(set(indices)) == len(indices)
 
 
 def _index(frame: Frame) -> int | None:
