@@ -48,7 +48,7 @@ def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Helper, Hos
     state = tmp_path_factory.mktemp("hostile") / "s"
     with running_helper(state) as helper:
         facts = helper.hello()
-        eventually(lambda: list((state / "lib").glob("*.cpython-*")), 20, "the compiled code")
+        eventually(lambda: list((state / "lib").glob("xenoshell-*.py.*")), 20, "the compiled code")
         yield helper, facts, state
 
 

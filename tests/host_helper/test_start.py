@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import time
 import zlib
 from pathlib import Path
 
@@ -100,6 +101,19 @@ def test_the_rest_of_the_program_is_brought_once_and_checked(tmp_path: Path) -> 
     with running_helper(tmp_path / "s") as helper:
         assert helper.hello().library is True
         assert helper.request("check", kernel=None)["lines"]
+
+
+def test_libraries_that_nobody_used_for_a_month_are_removed(tmp_path: Path) -> None:
+    with running_helper(tmp_path / "s") as helper:
+        helper.hello()
+    old, recent = (tmp_path / "s/lib" / f"xenoshell-{digit * 16}.py" for digit in "12")
+    for path, days in ((old, 31), (recent, 29)):
+        path.touch()
+        os.utime(path, (time.time() - days * 86400,) * 2)
+    with running_helper(tmp_path / "s") as helper:
+        helper.hello()
+        eventually(lambda: not old.exists(), 20, "the old one to go")
+        assert recent.exists()
 
 
 def test_the_path_of_the_user_is_kept_for_finding_qemu(tmp_path: Path) -> None:

@@ -30,6 +30,7 @@ from xenoshell.wire.frames import Frame, WireError
 from xenoshell.wire.values import HostFacts, Recipe
 
 _MAX_WORKERS = 256
+_FORGOTTEN_S = 30 * 86400.0
 _FINISH_S = 10.0  # how long work under way may go on when the connection has ended
 
 
@@ -91,6 +92,7 @@ class Helper:
         if library_there(self._library):
             self.vms.adopt_all()
             compile_library(self._library)
+            tidy_libraries(self._library)
         self.store.clean()
         vmdir.tidy(self.vms.directory)
 
@@ -282,7 +284,8 @@ class Helper:
         return {}
 
     def _renew(self, params: Params) -> Any:
-        return self.vms.renew(text(params, "id"), text(params, "op"), number(params, "lease_s"))
+        budget_s = None if params.get("budget_s") is None else number(params, "budget_s")
+        return self.vms.renew(text(params, "id"), text(params, "op"), number(params, "lease_s"), budget_s)
 
     def _create(self, session: Session, stream: int, params: Params) -> None:
         from xenoshell.host import vmstreams
@@ -389,6 +392,17 @@ def compile_library(path: str) -> None:
     codes = {name: loader.code(name) for name in loader.modules}
     with contextlib.suppress(OSError):  # a full disk: then it is compiled each time
         statedir.write_whole(kept, marshal.dumps(codes))
+
+
+def tidy_libraries(used: str) -> None:
+    """Remove the libraries of other versions, and leavings of writers, that nobody used for a month."""
+    os.utime(used)
+    directory, name = os.path.split(used)
+    for other in os.listdir(directory):
+        path = os.path.join(directory, other)
+        with contextlib.suppress(FileNotFoundError):  # another helper was quicker
+            if name not in other and time.time() - os.stat(path).st_mtime > _FORGOTTEN_S:
+                os.unlink(path)
 
 
 class _Terminated(BaseException):
