@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import subprocess
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import asyncssh
 import pytest
 
 from tests.fleet.sshd import Sshd, keygen, make_key, public
 from tests.support import eventually, free_port, running
+from xenoshell.fleet import knownhosts
 from xenoshell.fleet.inventory import Host
 from xenoshell.fleet.link import connect
 from xenoshell.fleet.trust import pin, scan
@@ -207,6 +210,15 @@ async def test_an_unknown_key_is_refused_shown_pinned_and_then_accepted(
     assert (await scan(host, paths)).known == "same"
     async with await connect(host, paths, deadline_s=10) as link:
         assert link.fingerprint == server.fingerprint
+
+
+def test_keys_pinned_at_the_same_time_are_all_pinned(tmp_path: Path) -> None:
+    file = tmp_path / "config/known_hosts"
+    key = knownhosts.host_key(asyncssh.generate_private_key("ssh-ed25519"))
+    names = [f"host-{n}" for n in range(24)]
+    with ThreadPoolExecutor(8) as pool:
+        assert all(pool.map(lambda name: knownhosts.pin(file, name, 22, key), names))
+    assert sorted(line.split()[0] for line in file.read_text().splitlines()) == sorted(names)
 
 
 async def test_a_changed_key_is_refused_with_both_fingerprints_and_the_line(

@@ -154,8 +154,16 @@ def pin(file: Path, host: str, port: int, key: HostKey, *, replace: bool = False
     """Write ``key`` of ``host``:``port`` into ``file`` (created mode 0600), atomically and never twice.
 
     With ``replace`` other plain keys of that host and port leave the file first. Returns whether the file changed.
-    Raises `Failure` (host-key-changed) when the file revokes the key, or has another and ``replace`` is not given.
+    Pins made at the same time wait for each other, so that none is lost. Raises `Failure` (host-key-changed) when the
+    file revokes the key, or has another and ``replace`` is not given; `BadInput` when another process keeps the file.
     """
+    from xenoshell.toml_write import locked
+
+    with locked(file):
+        return _pin(file, host, port, key, replace=replace)
+
+
+def _pin(file: Path, host: str, port: int, key: HostKey, *, replace: bool) -> bool:
     entries = KnownHosts([file]).entries(host, port)
     state = known_as(key, entries)
     if state == "same" and not replace:
