@@ -195,8 +195,8 @@ class FakeLink:
         await self._call(f"destroy {id}")
         self.host.vms.pop(id, None)
 
-    async def vm_renew(self, id: str, lease_s: float) -> VmStatus:
-        await self._call(f"renew {id} {lease_s:g}")
+    async def vm_renew(self, id: str, lease_s: float, budget_s: float | None = None) -> VmStatus:
+        await self._call(f"renew {id} {lease_s:g}" + ("" if budget_s is None else f" {budget_s:g}"))
         if self.host.renew_failure:
             raise self.host.renew_failure
         return self._find(id)

@@ -8,13 +8,14 @@ from typing import Any
 
 import pytest
 
-from tests.deploy.fakes import DISK, KERNEL, QUICK, FakeHost, World, facts, known, session, world
+from tests.deploy.fakes import DISK, KERNEL, QUICK, FakeHost, World, facts, known, session, status_of, world
 from tests.support import eventually_async
 from xenoshell.deploy.engine import deploy
 from xenoshell.deploy.events import Event
 from xenoshell.deploy.outcome import exit_code
 from xenoshell.errors import BadInput
 from xenoshell.wire.causes import Failure
+from xenoshell.wire.values import Usage
 
 THREE = {"hosts": ["a", "b", "c"], "network": {"forward": [{"guest": 80}]}}
 
@@ -254,6 +255,26 @@ async def test_deploying_again_renews_the_lease_as_the_file_has_it_now() -> None
     await w.deploy(session({"hosts": ["a"]}, budget={"lease": "1h"}))
     await w.deploy(session({"hosts": ["a"]}, budget={"lease": "2h"}))
     assert [(c.split()[0], c.split()[-1]) for c in w.fakes["a"].calls] == [("list", "list"), ("renew", "7200")]
+
+
+async def test_a_raised_max_total_reaches_vms_that_are_kept_and_starts_those_that_it_stopped() -> None:
+    w = world("a")
+    budget = {"max_total": 2, "currency": "EUR"}
+    await w.deploy(session({"hosts": ["a", "a"]}, budget=budget))
+    first, second = (e.spec for e in w.record.vms.values())
+    assert first.budget_s == second.budget_s == 360_000
+    used = Usage(uptime_s=360_000.5)
+    w.fakes["a"].put(status_of(second, "exited", cause="budget-spent", usage=used))
+    outcome = await w.deploy(session({"hosts": ["a", "a"]}, budget=budget))
+    assert outcome.vms[1].cause == "budget-spent" and w.fakes["a"].calls == ["list", f"renew {first.id} 0 360000"]
+    outcome = await w.deploy(session({"hosts": ["a", "a"]}, budget={**budget, "max_total": 3}))
+    assert outcome.exit_code == 0
+    calls = w.fakes["a"].calls
+    assert set(calls) == {"list", *(f"renew {s.id} 0 540000" for s in (first, second)), f"start {second.id}"}
+    assert calls.index(f"renew {second.id} 0 540000") < calls.index(f"start {second.id}")
+    assert [e.spec.budget_s for e in w.record.vms.values()] == [540_000, 540_000]
+    await w.deploy(session({"hosts": ["a", "a"]}))
+    assert set(w.fakes["a"].calls) == {"list", *(f"renew {s.id} 0 0" for s in (first, second))}
 
 
 async def test_a_lease_that_cannot_be_renewed_is_told_though_the_vm_is_ready() -> None:

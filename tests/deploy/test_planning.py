@@ -15,13 +15,13 @@ from xenoshell.deploy.money import Amounts, show
 from xenoshell.deploy.need import Blob, ImageFacts, Known, needs
 from xenoshell.deploy.placement import Placement, place
 from xenoshell.deploy.plan import Plan, plan, plan_host
-from xenoshell.deploy.quote import Quote, budget_seconds, quote
+from xenoshell.deploy.quote import Quote, allowances, quote
 from xenoshell.deploy.specs import Entry, differences, make
 from xenoshell.errors import BadInput
 from xenoshell.fleet.inventory import Host
 from xenoshell.session.model import Session
 from xenoshell.wire.causes import Failure
-from xenoshell.wire.values import VmSpec
+from xenoshell.wire.values import Usage, VmSpec
 
 Hosts = list[Host]
 
@@ -279,13 +279,52 @@ def test_a_lease_has_a_cost() -> None:
     assert result.lease_cost == Amounts.of("EUR", Decimal(1))
 
 
-def test_what_kept_vms_may_still_spend_is_taken_off_first() -> None:
+@pytest.mark.parametrize(
+    ("kept", "expected"),
+    [
+        ({}, (36_000, 36_000)),
+        ({"vm-1": 36_000.0}, (36_000, 36_000)),
+        ({"vm-1": 54_000.0}, (54_000, 18_000)),  # what was given is not taken back
+        ({"vm-1": 18_000.0, "vm-2": 18_000.0}, (36_000, 36_000)),  # max_total was raised
+        ({"vm-1": 50_000.0, "vm-2": 10_000.0}, (50_000, 22_000)),  # all of it to the one that has least
+        ({"vm-1": 30_000.0, "vm-2": 10_000.0}, (36_000, 36_000)),
+        ({"vm-1": 90_000.0, "vm-2": 80_000.0}, (90_000, 80_000)),  # max_total was lowered
+        ({"vm-1": 0.0, "vm-2": 54_000.0}, (18_000, 54_000)),  # a limit where there was none
+    ],
+)
+def test_max_total_is_shared_out_and_raises_whoever_has_least(
+    kept: dict[str, float], expected: tuple[int, int]
+) -> None:
     result = quoted(session({"count": 2}, budget={"max_total": 2, "currency": "EUR"}), [host("a", price="0.1")])
-    assert budget_seconds(result, {}) == 36_000
-    assert budget_seconds(result, {"vm-1": 36_000.0}) == 36_000
-    assert budget_seconds(result, {"vm-1": 54_000.0}) == 18_000
+    assert allowances(result, kept) == {"vm-1": expected[0], "vm-2": expected[1]}
+
+
+def test_nothing_left_for_a_new_vm_is_refused_and_no_limit_is_none() -> None:
+    result = quoted(session({"count": 2}, budget={"max_total": 2, "currency": "EUR"}), [host("a", price="0.1")])
     with pytest.raises(Failure, match="nothing is left"):
-        budget_seconds(result, {"vm-1": 72_000.0})
+        allowances(result, {"vm-1": 72_000.0})
+    free = quoted(session({"count": 2}, budget={"lease": "1h"}), [host("a", price="0.1")])
+    assert allowances(free, {"vm-1": 72_000.0}) == {"vm-1": 0, "vm-2": 0}
+
+
+@given(st.lists(st.tuples(st.integers(1, 50), st.integers(0, 200_000)), min_size=1, max_size=6), st.integers(1, 500))
+def test_allowances_never_pass_max_total_unless_given_before(vms: list[tuple[int, int]], total: int) -> None:
+    hosts = [host(f"h{n}", price=f"{rate / 100}") for n, (rate, _) in enumerate(vms)]
+    result = quoted(
+        session(*({"name": f"v{n}", "hosts": [f"h{n}"]} for n in range(len(vms))),
+                budget={"max_total": total, "currency": "EUR"}), hosts,
+    )  # fmt: skip
+    kept = {f"v{n}": float(s) for n, (_, s) in enumerate(vms) if s}
+    rates = {vm.vm: vm.per_hour for vm in result.vms}
+    before = sum(rates[vm] * int(s) / 3600 for vm, s in kept.items())
+    try:
+        allowed = allowances(result, kept)
+    except Failure:
+        return
+    assert all(allowed[vm] >= s for vm, s in kept.items())
+    cost = sum(rates[vm] * int(s) / 3600 for vm, s in allowed.items()) + sum(a for _, a in result.transfer.each)
+    if before <= total:
+        assert cost <= total + Decimal("1e-9") or allowed == kept
 
 
 def test_a_disk_smaller_than_the_image_is_bad_input() -> None:
@@ -352,10 +391,39 @@ def test_a_hosts_plan(
     assert (vm.action, vm.differs, len(result.blobs)) == expected
 
 
-def test_a_spent_budget_is_not_started_again_in_vain() -> None:
-    status = status_of(SPEC, "exited", cause="budget-spent")
-    result = plan_host("a", [SPEC], BLOBS, known(vms=(status,)), session_id="f" * 32, recorded={"vm": Entry("a", SPEC)})
-    assert [v.action for v in result.vms] == ["spent"]
+@pytest.mark.parametrize(
+    ("budget_s", "action", "told", "words"),
+    [
+        (100.0, "spent", None, "vm: kept stopped, its budget is spent; raise budget.max_total and deploy again"),
+        (99.0, "spent", None, "raise budget.max_total"),
+        (7200.0, "start", 7200.0, "vm: started (exited), its budget renewed (it may run 2 h in all)"),
+        (0.0, "start", 0.0, "vm: started (exited), its budget renewed (it may run without limit)"),
+    ],
+)
+def test_a_spent_budget_is_started_again_only_when_it_was_raised(
+    budget_s: float, action: str, told: float | None, words: str
+) -> None:
+    old = replace(SPEC, budget_s=100.0)
+    status = status_of(old, "exited", cause="budget-spent", usage=Usage(uptime_s=100.4))
+    result = plan_host(
+        "a", [replace(SPEC, budget_s=budget_s)], BLOBS, known(vms=(status,)), session_id="f" * 32,
+        recorded={"vm": Entry("a", old)},
+    )  # fmt: skip
+    (vm,) = result.vms
+    assert (vm.action, vm.budget_s, vm.renew_s) == (action, told, None if told is None else 0.0)
+    assert words in str(vm)
+
+
+def test_a_vm_that_runs_is_told_its_budget_again() -> None:
+    status = status_of(SPEC, "ready")
+    for old, words in ((60.0, "vm: kept as it is (ready), its budget renewed (it may run 1 h in all)"),
+                       (3600.0, "vm: kept as it is (ready)")):  # fmt: skip
+        result = plan_host(
+            "a", [replace(SPEC, budget_s=3600.0)], BLOBS, known(vms=(status,)), session_id="f" * 32,
+            recorded={"vm": Entry("a", replace(SPEC, budget_s=old))},
+        )  # fmt: skip
+        (vm,) = result.vms
+        assert (vm.action, vm.budget_s, str(vm)) == ("keep", 3600.0, words)
 
 
 def test_a_lease_or_a_name_is_no_difference_but_memory_is() -> None:

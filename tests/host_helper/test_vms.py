@@ -96,6 +96,9 @@ def test_a_vm_from_its_making_to_its_end(state: Path) -> None:
             read_until(viewer, logs, guest.GREETING)
             assert viewer.answer(logs) == (frames.EOF, {})
             assert helper.request("vm.renew", id=spec.id, op="op-3", lease_s=1000)["lease_left_s"] > 900
+            helper.request("vm.renew", id=spec.id, op="op-3b", lease_s=0, budget_s=0.001)
+            assert until(watcher, watch, spec.id, "exited")["cause"] == "budget-spent"
+            assert helper.refused("vm.renew", id=spec.id, op="op-3c", lease_s=0, budget_s=-1)["cause"] == "bad-request"
             assert helper.request("vm.destroy", id=spec.id, op="op-4") == {}
             assert not (state / "vms" / spec.id).exists()
             assert helper.request("vm.destroy", id=spec.id, op="op-5") == {}

@@ -74,7 +74,7 @@ class Vm(Owner):
     def converge(self) -> None:
         pass
 
-    def renew(self, seconds: float) -> None:
+    def renew(self, seconds: float, budget_s: float | None) -> None:
         pass
 
     def type(self, data: bytes) -> None:

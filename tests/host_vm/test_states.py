@@ -223,6 +223,19 @@ def test_a_budget_is_counted_over_all_runs(host: Host) -> None:
     assert guest.until("exited").cause == "budget-spent"
     assert not proc.qemus_in(guest.dir.path)
 
+    with guest.talk() as talk:
+        talk.ask("renew", lease_s=0, budget_s=1000)
+    guest.kill_keepers()
+    guest.adopt()  # it is written down
+    guest.order("running")
+    assert guest.until("ready").run == 4
+    with guest.talk() as talk:
+        assert talk.ask("renew", lease_s=0)["state"] == "ready"  # not named: as it was
+        talk.ask("renew", lease_s=0, budget_s=0)  # no limit
+        assert talk.ask("status")["state"] == "ready"
+        talk.ask("renew", lease_s=0, budget_s=1)
+    assert guest.until("exited").cause == "budget-spent"
+
 
 #: What makes the wall clock of a supervisor jump, as when somebody sets the machine's. Nothing but it is touched.
 WALL_CLOCK = """
@@ -284,6 +297,8 @@ def test_garbage_on_the_socket_harms_nobody_else(host: Host) -> None:
             with pytest.raises(Failure) as caught:
                 talk.ask(verb, lease_s=value, replay=value, tail=value)
             assert caught.value.cause == "bad-request"
+        with pytest.raises(Failure, match="budget_s"):
+            talk.ask("renew", lease_s=1, budget_s="much")
         talk.connection.sendall(frames.pack(frames.REQUEST, 9, b"[not json"))
         assert talk.take(9).type == frames.ERROR
         assert talk.ask("status")["state"] == "ready"

@@ -22,9 +22,9 @@ from .hosttask import HostTask, Orders
 from .need import Blob, ImageFacts, Known, needs, price_per_hour
 from .outcome import Outcome, VmOutcome, host_outcome, vm_outcome
 from .ports import TRANSPORT, Clock, Connector, L, Policy, first_failure
-from .quote import Quote, budget_seconds, quote
+from .quote import Quote, allowances, quote
 from .record import Record
-from .specs import Entry, Made, SeedMaker, make
+from .specs import Entry, Made, SeedMaker, given, make
 from .track import Track
 
 __all__ = ["Job", "Outcome", "deploy"]
@@ -288,8 +288,6 @@ class _Deployment(Generic[L]):
 
     def _make(self, quoted: Quote) -> dict[str, tuple[str, Made]]:
         job, by_group = self.job, {n.group.name: n for n in self.needs}
-        kept = {} if job.replace else {vm: e.spec.budget_s for vm, e in self.before.items()}
-        budget_s = budget_seconds(quoted, kept)
         out: dict[str, tuple[str, Made]] = {}
         for placed in quoted.placement.placed:
             made = make(
@@ -302,9 +300,11 @@ class _Deployment(Generic[L]):
                 accel=job.accel,
                 lease_s=quoted.lease_s,
             )
-            limit = self.before[placed.vm].spec.budget_s if placed.vm in kept else budget_s
-            out[placed.vm] = placed.host, replace(made, spec=replace(made.spec, budget_s=limit))
-        return out
+            out[placed.vm] = placed.host, made
+        allowed = allowances(quoted, given(self.before, (m.spec for _, m in out.values()), anew=job.replace))
+        return {
+            vm: (host, replace(made, spec=replace(made.spec, budget_s=allowed[vm]))) for vm, (host, made) in out.items()
+        }
 
     def _pruned_hosts(self) -> list[str]:
         """Hosts of VMs that the file no longer has, to be asked so that these are destroyed or at least seen."""

@@ -371,6 +371,7 @@ class HostTask(Generic[L]):
                 track.created(address, status)
                 self._progress_at = self.now()
             case "start":
+                await self._renew(link, vm)  # before it runs: it may have stopped because its budget was spent
                 track.expect(old, made=True)
                 status = await self._ask(f"starting {vm.vm}", link.vm_start(spec.id))
                 track.update(status, address)
@@ -384,8 +385,17 @@ class HostTask(Generic[L]):
                 if old is None or old.state in IDLE:
                     track.state = old.state if old else "unknown"
                     track.leave()
-        if vm.renew_s is not None:
-            await self._ask(f"renewing the lease of {vm.vm}", link.vm_renew(spec.id, vm.renew_s))
+        if vm.action != "start":
+            await self._renew(link, vm)
+
+    async def _renew(self, link: L, vm: VmPlan) -> None:
+        """Tell the host of the lease and the budget that a VM it has is to go on with."""
+        if vm.renew_s is None:
+            return
+        was = self._entries.get(vm.vm)
+        if was is not None and vm.budget_s is not None and was.spec.budget_s != vm.budget_s:
+            self._settle(vm.vm, replace(was, spec=replace(was.spec, budget_s=vm.budget_s)))
+        await self._ask(f"renewing the lease of {vm.vm}", link.vm_renew(vm.vm_id, vm.renew_s, vm.budget_s))
 
     async def _blobs_of(self, vm: VmPlan, blobs: Mapping[str, asyncio.Task[Failure | None]]) -> None:
         spec = vm.spec

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from ..units import human_duration
 from ..wire.values import HostFacts, VmSpec, VmStatus
 from .need import Blob, Known
 from .placement import IDLE
@@ -40,15 +41,21 @@ class VmPlan:
     state: str = ""
     differs: tuple[str, ...] = ()
     renew_s: float | None = None  # a lease to be set on a VM that is kept
+    budget_s: float | None = None  # how long it may run in all, to be set likewise (0: no limit)
+    renewed: bool = False  # whether that is not what it was given before
     spec: VmSpec | None = None  # what it becomes; None for what the file no longer has
     vm_id: str = ""
 
     def __str__(self) -> str:
-        changed = ", ".join(self.differs)
+        changed, budget = ", ".join(self.differs), ""
+        if self.renewed and self.budget_s is not None:
+            limit = f"{human_duration(self.budget_s)} in all" if self.budget_s else "without limit"
+            budget = f", its budget renewed (it may run {limit})"
         match self.action:
             case "differs":
                 return (
-                    f"{self.vm}: kept, but not as the file says ({changed}); --replace makes it anew, its disk is lost"
+                    f"{self.vm}: kept{budget}, but not as the file says ({changed});"
+                    " --replace makes it anew, its disk is lost"
                 )
             case "replace":
                 return f"{self.vm}: destroyed and made anew ({changed}), its disk is lost"
@@ -57,12 +64,12 @@ class VmPlan:
             case "destroy":
                 return f"{self.vm}: destroyed, the session file no longer has it"
             case "spent":
-                return f"{self.vm}: kept stopped, its budget is spent; raise budget.max_total and use --replace"
+                return f"{self.vm}: kept stopped, its budget is spent; raise budget.max_total and deploy again"
             case "start":
                 but = f", but not as the file says ({changed})" if changed else ""
-                return f"{self.vm}: started ({self.state}){but}"
+                return f"{self.vm}: started ({self.state}){budget}{but}"
             case "keep":
-                return f"{self.vm}: kept as it is" + (f" ({self.state})" if self.state else "")
+                return f"{self.vm}: kept as it is" + (f" ({self.state})" if self.state else "") + budget
             case _:
                 return f"{self.vm}: created"
 
@@ -202,19 +209,39 @@ def _vm_plan(  # noqa: PLR0917 - one call, just above
         changed = changed or ("replacement",)  # begun before and not seen to its end
     # To deploy again is to be heard from: the lease begins anew.
     renew = spec.lease_s if spec.lease_s or (old is not None and old.lease_s) else None
-    if status is not None and status.state == "exited" and status.cause == "budget-spent":
-        action, changed, renew = ("replace" if replace else "spent"), changed or ("budget",), None
-    elif changed and replace:
-        action, renew = "replace", None
+    budget = spec.budget_s if spec.budget_s or (old is not None and old.budget_s) else None
+    if budget is not None and renew is None:
+        renew = 0.0  # they are told together
+    if changed and replace:
+        action, renew, budget = "replace", None, None
+    elif status is not None and _spent(status, spec):
+        action, changed, renew, budget = ("replace" if replace else "spent"), changed or ("budget",), None, None
     elif status is not None and status.state == "failed":
-        action, changed, renew = "create", (), None
+        action, changed, renew, budget = "create", (), None, None
     elif status is not None and (status.state in IDLE or status.state == "stopping"):
         action = "start"
     else:
         action = "differs" if changed else "keep"
     # A VM that differs keeps the spec it has: what a host cannot be told to change is not half changed.
     kept = old if old is not None and changed and action != "replace" else spec
-    return VmPlan(spec.name, host, action, state, changed, renew_s=renew, spec=kept, vm_id=spec.id)
+    return VmPlan(
+        spec.name,
+        host,
+        action,
+        state,
+        changed,
+        renew_s=renew,
+        budget_s=budget,
+        renewed=old is not None and old.budget_s != spec.budget_s,
+        spec=kept,
+        vm_id=spec.id,
+    )
+
+
+def _spent(status: VmStatus, spec: VmSpec) -> bool:
+    """Whether a VM was stopped by its budget, and the one it is to have now is used up too."""
+    stopped = status.state == "exited" and status.cause == "budget-spent"
+    return stopped and 0 < spec.budget_s <= status.usage.uptime_s
 
 
 def _visible(status: VmStatus | None, spec: VmSpec) -> tuple[str, ...]:

@@ -182,29 +182,37 @@ def quote(
     )
 
 
-def budget_seconds(quote: Quote, kept: Mapping[str, float]) -> float:
-    """Seconds that each *new* VM may run so that the session never costs more than max_total; 0 without such a limit.
+def allowances(quote: Quote, kept: Mapping[str, float]) -> dict[str, float]:
+    """VM -> seconds that it may run in all, so that the session never costs more than max_total; 0: no such limit.
 
-    ``kept``: VM -> the seconds that its host enforces already, for VMs that stay; what those may still spend is taken
-    off first. (Time is rounded down, so the total is never passed.) Raises `Failure` (over-budget) if nothing is left.
+    ``kept``: VM -> the seconds that it was given before (0: no limit), for VMs that stay. What was given is not taken
+    back: what max_total pays for beyond that goes to those with the least, new ones first, until all have the same.
+    (Time is rounded down, so the total is never passed.) Raises `Failure` (over-budget) if a VM gets nothing.
     """
-    if quote.hours is None or quote.budget is None or quote.budget.max_total is None:
-        return 0.0
-    bound = {vm: s for vm, s in kept.items() if s > 0}
     rates = {vm.vm: vm.per_hour for vm in quote.vms}
-    spent = sum((rates[vm] * Decimal(str(s)) / 3600 for vm, s in bound.items() if vm in rates), ZERO)
-    left = quote.budget.max_total - sum((a for _, a in quote.transfer.each), ZERO) - spent
-    rate = sum((r for vm, r in rates.items() if vm not in bound), ZERO)
-    if not rate:
-        return 0.0
-    seconds = float((left / rate * 3600).to_integral_value(ROUND_DOWN))
-    if seconds < 1:
+    if quote.hours is None or quote.budget is None or quote.budget.max_total is None:
+        return dict.fromkeys(rates, 0.0)
+    given = {vm: Decimal(str(kept.get(vm, 0.0))) for vm in rates}
+    left = quote.budget.max_total - sum((a for _, a in quote.transfer.each), ZERO)
+    left = left * 3600 - sum((rates[vm] * s for vm, s in given.items()), ZERO)  # money times 3600, as all below
+    level, rate = ZERO, ZERO
+    steps = sorted(given.items(), key=lambda item: item[1])
+    for at, (vm, s) in enumerate(steps):
+        level, rate = s, rate + rates[vm]
+        above = steps[at + 1][1] if at + 1 < len(steps) else None
+        if above is None or (above - level) * rate > left:
+            break
+        left -= (above - level) * rate
+    if left > 0 and rate:
+        level += left / rate
+    level = level.to_integral_value(ROUND_DOWN)
+    if any(max(s, level) < 1 for vm, s in given.items() if rates[vm]):
         raise Failure(
             "over-budget",
             "the VMs that are there already may spend all of budget.max_total: nothing is left for new ones",
             "raise budget.max_total, or destroy VMs that are not needed",
         )
-    return seconds
+    return {vm: float(max(s, level)) for vm, s in given.items()}
 
 
 def vm_cost(host: Host, vm: str, vcpus: int, memory: int, disk: int) -> VmCost:

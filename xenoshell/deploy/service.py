@@ -25,9 +25,9 @@ from .operate import on_hosts
 from .outcome import Outcome
 from .plan import Plan, plan
 from .ports import Connector, L, Policy
-from .quote import Quote, budget_seconds, quote
+from .quote import Quote, allowances, quote
 from .record import Record, Seen, SessionStore, new_record
-from .specs import make
+from .specs import given, make
 
 if TYPE_CHECKING:
     from ..images.manifest import BlobRef
@@ -157,7 +157,6 @@ def plan_session(prepared: Prepared, options: Options | None = None, known: Mapp
     quoted.check()
     hosts = {h.name: h for h in prepared.inventory.hosts}
     by_group = {n.group.name: n for n in needs(prepared.session, prepared.images)}
-    budget_s = budget_seconds(quoted, {} if options.replace else {v: e.spec.budget_s for v, e in record.vms.items()})
     specs = {}
     for placed in quoted.placement.placed:
         made = make(
@@ -170,10 +169,11 @@ def plan_session(prepared: Prepared, options: Options | None = None, known: Mapp
             accel=options.accel,
             lease_s=quoted.lease_s,
         )
-        specs[placed.vm] = replace(made.spec, budget_s=budget_s)
+        specs[placed.vm] = made.spec
+    allowed = allowances(quoted, given(record.vms, specs.values(), anew=options.replace))
     return plan(
         quoted,
-        specs,
+        {vm: replace(spec, budget_s=allowed[vm]) for vm, spec in specs.items()},
         {b.digest: b for image in prepared.images.values() for b in image.blobs},
         asked,
         session_id=record.session_id,

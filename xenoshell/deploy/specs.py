@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from ..fleet.inventory import Host
@@ -27,8 +27,7 @@ _WORDS = {
     "boot": "image",
     "arch": "image",
 }
-#: A different value of these needs no new VM: names for people, a lease that is renewed in place, a budget that follows
-#: from what else the session holds.
+#: A different value of these needs no new VM: names for people, a lease and a budget that are renewed in place.
 _SOFT = {"lease_s": 0.0, "budget_s": 0.0, "image": ""}
 
 
@@ -111,6 +110,18 @@ def make(
         image=image.name,
     )
     return Made(spec, seed)
+
+
+def given(recorded: Mapping[str, Entry], specs: Iterable[VmSpec], *, anew: bool) -> dict[str, float]:
+    """VM -> seconds of running that it was given, of those VMs that stay as they are, for `quote.allowances`.
+
+    With ``anew`` a VM that differs is made anew: what the old one has spent until then is not counted."""
+    out = {}
+    for spec in specs:
+        old = recorded.get(spec.name)
+        if old is not None and not (anew and (differences(old.spec, spec) or not old.settled)):
+            out[spec.name] = old.spec.budget_s
+    return out
 
 
 def digest(spec: VmSpec) -> str:

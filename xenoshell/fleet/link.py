@@ -213,9 +213,13 @@ class HostLink:
         """Kill the VM and remove all that belongs to it; returns when nothing is left."""
         await self.request("vm.destroy", timeout_s=90, id=id, op=op or _op())
 
-    async def vm_renew(self, id: str, lease_s: float, *, op: str | None = None) -> VmStatus:
-        """Let the VM run for ``lease_s`` seconds from now."""
-        return await self._value(VmStatus, "vm.renew", 60, id=id, op=op or _op(), lease_s=float(lease_s))
+    async def vm_renew(
+        self, id: str, lease_s: float, budget_s: float | None = None, *, op: str | None = None
+    ) -> VmStatus:
+        """Let the VM run for ``lease_s`` seconds from now (0: no lease); with ``budget_s``, for so many in all, those
+        that it has run included (0: no limit)."""
+        budget = {} if budget_s is None else {"budget_s": float(budget_s)}
+        return await self._value(VmStatus, "vm.renew", 60, id=id, op=op or _op(), lease_s=float(lease_s), **budget)
 
     # ------------------------------------------------------------ streams
 

@@ -8,7 +8,7 @@ import contextlib
 import sys
 import time
 from dataclasses import dataclass, field, replace
-from typing import Any, Callable, Tuple
+from typing import Any, Callable, Optional, Tuple
 
 from xenoshell.host import lease, proc
 from xenoshell.host.console_log import ConsoleLog
@@ -35,6 +35,7 @@ class Book:
     before: Usage = field(default_factory=Usage)  # of earlier runs
     net_offset: int = 0
     probe: Tuple[Forward, ...] = ()  # a forward of our own, for readiness
+    budget_s: float = -1.0  # as renewed (0: no limit); -1: as the spec has it
     ending: str = ""  # the cause for which the VM is being stopped
 
 
@@ -131,9 +132,11 @@ class Record:
 
     # ------------------------------------------------------------ lease and use
 
-    def renew(self, seconds: float) -> None:
-        """A lease of ``seconds`` from now; 0 for one without end."""
-        self.note(lease=lease.grant(now(), seconds))
+    def renew(self, seconds: float, budget_s: Optional[float] = None) -> None:
+        """A lease of ``seconds`` from now, 0 for one without end; with ``budget_s``, so many seconds of running over
+        all runs, those that were included, 0 for no limit.
+        """
+        self.note(lease=lease.grant(now(), seconds), budget_s=self.book.budget_s if budget_s is None else budget_s)
         self.change()
 
     def lease_left(self) -> float:
@@ -142,9 +145,10 @@ class Record:
 
     def budget_left(self) -> float:
         """Seconds of running that are still paid for, -1 when nobody counts."""
-        if self._spec.budget_s <= 0:
+        budget_s = self._spec.budget_s if self.book.budget_s < 0 else self.book.budget_s
+        if budget_s <= 0:
             return -1.0
-        return max(0.0, self._spec.budget_s - lease.total(self.book.running))
+        return max(0.0, budget_s - lease.total(self.book.running))
 
     def spent(self) -> str:
         """The cause for which the VM has to stop now; "" when it may go on."""

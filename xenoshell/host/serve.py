@@ -29,8 +29,8 @@ class Owner:
         """Read the journal again and act on it."""
         raise NotImplementedError
 
-    def renew(self, seconds: float) -> None:
-        """A new lease from now on."""
+    def renew(self, seconds: float, budget_s: Optional[float]) -> None:
+        """A new lease from now on, and a new budget of running time unless None."""
         raise NotImplementedError
 
     def type(self, data: bytes) -> None:
@@ -146,7 +146,8 @@ class Client:
             if verb == "poke":
                 owner.converge()
             elif verb == "renew":
-                owner.renew(_number(request, "lease_s", 0, 10**10))
+                budget_s = None if request.get("budget_s") is None else _number(request, "budget_s", 0, 10**10)
+                owner.renew(_number(request, "lease_s", 0, 10**10), budget_s)
             self.send(frames.RESPONSE, stream, codec.dumps(owner.current()))
         elif verb == "watch":
             self.send(frames.RESPONSE, stream, b"{}")

@@ -153,9 +153,9 @@ class Supervisor(Owner):
         """The status now."""
         return self._record.current()
 
-    def renew(self, seconds: float) -> None:
-        """A lease of ``seconds`` from now; 0 for one without end."""
-        self._record.renew(seconds)
+    def renew(self, seconds: float, budget_s: Optional[float]) -> None:
+        """A lease of ``seconds`` from now, 0 for one without end; and a new budget of running time, unless None."""
+        self._record.renew(seconds, budget_s)
         self._tick()
 
     def type(self, data: bytes) -> None:

@@ -7,7 +7,7 @@ import os
 import shutil
 import threading
 import time
-from typing import Any, Callable, Dict, List, Set, Tuple
+from typing import Any, Callable, Dict, List, Optional, Set, Tuple
 
 from xenoshell.host import vmdir
 from xenoshell.host.statedir import free_bytes
@@ -116,11 +116,13 @@ class Vms:
         )
         admission.admit(spec, room, made=made)
 
-    def renew(self, vm_id: str, op: str, lease_s: float) -> VmStatus:
-        """Renew a lease. Raises `Failure`: not-found, bad-request."""
+    def renew(self, vm_id: str, op: str, lease_s: float, budget_s: Optional[float] = None) -> VmStatus:
+        """Renew a lease; with ``budget_s``, set how long the VM may run in all. Raises `Failure`: not-found,
+        bad-request.
+        """
         vm = self.vm(vm_id)
         self.adopt(vm)
-        return self._ask(vm, {"verb": "renew", "op": op, "lease_s": lease_s})
+        return self._ask(vm, {"verb": "renew", "op": op, "lease_s": lease_s, "budget_s": budget_s})
 
     def destroy(self, vm_id: str, op: str) -> Dict[str, Any]:
         """Destroy a VM and wait until nothing of it is left; one that is not there is destroyed already."""
