@@ -1,20 +1,25 @@
 # make demo   a lab of three XenoServers on this machine, a template, a deployment
 # make test   lint, types, import contracts and all tests
-# More: setup, lint, bench, lock, clean.
+# make unit   the tests that start neither servers nor guests: under a minute
+# make bench  how long things take, and what a user would do otherwise: figures
+# More: setup, lint, lock, clean.
 
 BIN := .venv/bin
 ARGS ?=
 # Packages that templates are built from: fetched once for all test runs.
 export XENOSHELL_TEST_CACHE_DIR ?= $(CURDIR)/.cache
 
-.PHONY: demo test setup lint bench lock clean
+.PHONY: demo test unit setup lint bench lock clean
 .DEFAULT_GOAL := demo
 
 demo: setup
 	@$(BIN)/xenoshell demo $(ARGS)
 
 test: setup lint
-	@$(BIN)/pytest --ignore=tests/bench $(ARGS)
+	@$(BIN)/pytest $(ARGS)
+
+unit: setup
+	@$(BIN)/pytest -q -m "not integration and not e2e" $(ARGS)
 
 setup:
 	@.ci/setup
@@ -26,7 +31,7 @@ lint: setup
 	@$(BIN)/lint-imports
 
 bench: setup
-	@$(BIN)/pytest -q -s --timeout=1200 tests/bench $(ARGS)
+	@XENOSHELL_CACHE_DIR="$(XENOSHELL_TEST_CACHE_DIR)" $(BIN)/python -m tests.bench.deploy $(ARGS)
 
 # requirements.lock from the pins in pyproject.toml, with the hash of every file that a package has.
 lock: setup

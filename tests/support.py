@@ -15,11 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from xenoshell.paths import paths
+
 if TYPE_CHECKING:
     from xenoshell.lab import Lab
     from xenoshell.paths import Paths
 
 T = TypeVar("T")
+
+#: Packages that templates are built from are kept between runs. Read now, before tests get directories of their own.
+PACKAGES = Path(os.environ.get("XENOSHELL_TEST_CACHE_DIR") or paths().cache) / "packages"
 
 #: How long to wait between two looks, seconds: small against what a person notices, cheap enough for 2 cores.
 _LOOK_EVERY_S = 0.01

@@ -20,6 +20,7 @@ import argparse
 import json
 import os
 import shlex
+import signal
 import statistics
 import subprocess
 import sys
@@ -28,6 +29,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import FrameType
 
 from xenoshell.images.store import ImageStore
 from xenoshell.lab import Lab, LabHost, down, up
@@ -65,11 +67,15 @@ def until_booting(file: Path, hosts: int) -> float:
     last = 0.0
     with subprocess.Popen(xenoshell("deploy", file, "--json"), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        for line in process.stdout:
-            event = json.loads(line)
-            if event["event"] == "vm.booting" and event["host"] not in booting:
-                booting.add(event["host"])
-                last = time.perf_counter() - began
+        try:
+            for line in process.stdout:
+                event = json.loads(line)
+                if event["event"] == "vm.booting" and event["host"] not in booting:
+                    booting.add(event["host"])
+                    last = time.perf_counter() - began
+        except BaseException:
+            process.kill()
+            raise
     if len(booting) != hosts:
         sys.exit(f"only {sorted(booting)} booted")
     return last
@@ -128,12 +134,25 @@ class Otherwise:
         return time.perf_counter() - began
 
 
+#: What asks for an end; the labs are taken down first.
+ENDING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+def end(number: int, _frame: FrameType | None) -> None:
+    """As Ctrl-C does: leave through every ``finally``."""
+    sys.exit(128 + number)
+
+
 @contextmanager
 def lab(paths: Paths, hosts: int, rtt_ms: int) -> Iterator[Lab]:
     try:
         yield up(paths, hosts, f"rtt={rtt_ms}ms" if rtt_ms else None)
     finally:
-        down(paths)
+        signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)  # not half way through
+        try:
+            down(paths)
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
 
 
 def row(name: str, ours: Sequence[float], other: Sequence[float], what: str) -> None:
@@ -183,6 +202,8 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="one repetition")
     options = parser.parse_args()
     repeat = 1 if options.quick else options.repeat
+    for number in ENDING:
+        signal.signal(number, end)
     with tempfile.TemporaryDirectory(prefix="xb-", dir="/tmp") as name:
         root = Path(name)
         # The packages are downloads, not ours to time: they come from the ordinary cache.

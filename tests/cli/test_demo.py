@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from tests.support import eventually
+from tests.support import PACKAGES, eventually
 from xenoshell import demo, lab
 from xenoshell.cli.root import build
 from xenoshell.paths import Paths
@@ -177,9 +177,7 @@ def test_kept_is_kept(started: Callable[..., subprocess.Popen[str]], paths: Path
 @pytest.mark.e2e
 def test_the_whole_demonstration(paths: Paths, tmp_path: Path) -> None:
     """As a newcomer runs it, the template's packages included."""
-    environment = dict(os.environ)
-    if cache := os.environ.get("XENOSHELL_TEST_CACHE_DIR"):
-        environment["XENOSHELL_CACHE_DIR"] = cache
+    environment = {**os.environ, "XENOSHELL_CACHE_DIR": str(PACKAGES.parent)}
     done = subprocess.run(
         [sys.executable, "-m", "xenoshell", "demo", "--hosts", "2", "--plain"],
         capture_output=True,

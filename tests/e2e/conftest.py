@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from tests.support import eventually
+from tests.support import PACKAGES, eventually
 from xenoshell.paths import Paths
 
 REPOSITORY = Path(__file__).parents[2]
@@ -136,9 +136,8 @@ def start(own_world: None) -> Iterator[Callable[..., Deploying]]:
 def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """An image store with `tiny` in it, built by the command that users type."""
     root = tmp_path_factory.mktemp("tiny")
-    cache = Path(os.environ.get("XENOSHELL_TEST_CACHE_DIR") or root / "cache")
     words = xenoshell("images", "build", "tiny", "--state-dir", root, "--config-dir", root)
-    environment = {**os.environ, "XENOSHELL_CACHE_DIR": str(cache)}
+    environment = {**os.environ, "XENOSHELL_CACHE_DIR": str(PACKAGES.parent)}
     done = subprocess.run(words, check=False, env=environment, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr
     yield root / "images"

@@ -9,15 +9,15 @@ from pathlib import Path
 import pytest
 
 from tests.host_vm.guests import INIT, MODULES, Host, World
+from tests.support import PACKAGES
 from xenoshell.images import initramfs
 from xenoshell.images.packages import Packages, unpack
-from xenoshell.paths import paths
 
 
 @pytest.fixture(scope="session")
 def packages() -> Packages:
-    """The user's package cache."""
-    return Packages(paths().cache / "packages", lambda text: None)
+    """The package cache that lasts."""
+    return Packages(PACKAGES, lambda text: None)
 
 
 @pytest.fixture(scope="session")

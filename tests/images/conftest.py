@@ -8,11 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import PACKAGES
 from xenoshell.images.store import ImageStore, remove_tree
-from xenoshell.paths import paths
-
-#: Packages are kept between runs, as they are for users. Taken now, before tests get directories of their own.
-PACKAGES = paths().cache / "packages"
 
 
 @pytest.fixture
