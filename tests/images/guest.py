@@ -92,6 +92,7 @@ def boot(
         "-no-user-config", "-display", "none", "-serial", f"file:{log}", "-qmp", f"unix:{monitor},server=on,wait=off",
         "-drive", f"file={disk},if=none,id=d0,format=qcow2,cache=unsafe", "-device", "virtio-blk-pci,drive=d0",
         "-netdev", f"user,id=n0{forwards}", "-device", "virtio-net-pci,netdev=n0", "-device", "virtio-rng-pci",
+        "-device", "pvpanic",
     ]  # fmt: skip
     if seed:
         (directory / "seed.iso").write_bytes(seed)

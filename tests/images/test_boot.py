@@ -63,6 +63,7 @@ def test_tiny_becomes_what_the_seed_says_once(built: ImageStore, tmp_path: Path,
         assert "command 2 ended with status 127: no-such-command" in guest.console()
         assert guest.page("/runs") == "web.ams-1\n"
         assert guest.ssh(key, "stat -c '%a %U %G' '/opt/with space/tool'; hostname") == "750 nobody root\nweb.ams-1\n"
+        assert "QEMU0001:00" in guest.ssh(key, "ls /sys/bus/platform/drivers/pvpanic-mmio")  # so a panic is told
         first_key = guest.ssh(key, "dropbearkey -y -f /etc/dropbear/host_key | grep ^ssh-")
         guest.ssh(key, "echo changed by hand > /srv/www/index.html && sync")
         power_off(guest, within_s=10)  # 0.4 s on a machine with nothing else to do

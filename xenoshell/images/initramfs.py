@@ -18,8 +18,18 @@ from xenoshell.wire.causes import Failure
 
 #: What the root disk needs. The kernel may have any of these built in.
 ROOT_MODULES = ("virtio_pci", "virtio_blk", "ext4")
-#: What else a guest of ours uses: seed disk, network, entropy, power button (evdev hands it to acpid), panic notice.
-GUEST_MODULES = ("isofs", "virtio_net", "virtio_rng", "button", "evdev", "pvpanic-pci", "virtio_console")
+#: What else a guest of ours uses: seed disk, network, entropy, power button (evdev hands it to acpid), panic notice
+#: (pvpanic-mmio also drives QEMU's ISA device, which ACPI announces).
+GUEST_MODULES = (
+    "isofs",
+    "virtio_net",
+    "virtio_rng",
+    "button",
+    "evdev",
+    "pvpanic-mmio",
+    "pvpanic-pci",
+    "virtio_console",
+)
 
 INIT = r"""#!/bin/busybox sh
 # Loads the modules, finds the root file system, hands over to its init.
