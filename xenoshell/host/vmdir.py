@@ -15,7 +15,7 @@ import time
 from typing import Any, Dict, List, NamedTuple, Optional
 
 from xenoshell.host import locks, proc
-from xenoshell.host.statedir import sync_dir, write_whole
+from xenoshell.host.statedir import is_full, sync_dir, write_whole
 from xenoshell.wire import codec, frames
 from xenoshell.wire.causes import Failure
 from xenoshell.wire.values import VM_ID, VmSpec, VmStatus
@@ -125,6 +125,10 @@ class VmDir:
                     pass  # the supervisor closes when it is done
         if self.supervisor_alive():
             raise Failure("busy", "%s: the supervisor of its predecessor does not go" % self.id)
+        self.end()
+
+    def end(self) -> None:
+        """Kill what is left of a VM without a supervisor, and delete it."""
         for process in proc.qemus_in(self.path):
             proc.kill(process)
         self.remove()
@@ -153,12 +157,28 @@ class VmDir:
                     run += 1 if over or state == "restart" else 0
                     state = "running"
                 wanted = Wanted(op, state, run)
-                write_whole(self.file("wanted.json"), codec.dumps(wanted._asdict()))
+                self._journal(codec.dumps(wanted._asdict()))
                 return wanted
         except FileNotFoundError:
             raise self._missing() from None
         except OSError as error:
             raise Failure("disk-full", "cannot write the order for %s: %s" % (self.id, error)) from error
+
+    def _journal(self, order: bytes) -> None:
+        """Write down an order. On a full disk in the place of the last one: else nothing could be destroyed there."""
+        path = self.file("wanted.json")
+        try:
+            write_whole(path, order)
+        except OSError as error:
+            if not is_full(error):
+                raise
+            fd = os.open(path, os.O_WRONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                # its block is there already; blanks take the place of what was longer (a torn one counts as none)
+                os.pwrite(fd, order.ljust(os.fstat(fd).st_size), 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
 
     def read_wanted(self) -> Wanted:
         """The order in force."""
@@ -173,7 +193,7 @@ class VmDir:
     def read_spec(self) -> VmSpec:
         """What the VM was made from. Raises `Failure` not-found, or internal when the file is damaged."""
         value = locks.read_json(self.file("spec.json"))
-        if value is None:
+        if value is None and not self.exists():
             raise self._missing()
         try:
             return codec.decode(VmSpec, value)
@@ -185,13 +205,22 @@ class VmDir:
         return locks.read_json(self.file("state.json")) or {}
 
     def read_status(self) -> VmStatus:
-        """The status last written down. A dead supervisor's last word may be old: `adopt` first. Raises `Failure`
-        not-found.
+        """The status last written down. A dead supervisor's last word may be old: `adopt` first. A VM whose files
+        cannot be read (a bad disk, another version) has failed: it must not keep others from being seen. Raises
+        `Failure` not-found.
         """
         try:
             return codec.decode(VmStatus, self.read_state().get("status"))
         except codec.CodecError:
+            pass
+        try:
             return first_status(self.read_spec(), 0.0)
+        except Failure as failure:
+            if failure.cause == "not-found":
+                raise
+            session, name = self.id.split(".")[:2] if "." in self.id else ("", self.id)
+            remedy = "destroy the VM, or use the xenoshell that made it"
+            return VmStatus(self.id, session, "", name, "failed", failure.cause, failure.message, remedy)
 
     def _missing(self) -> Failure:
         return Failure("not-found", "no VM %s on this host" % self.id)
@@ -277,6 +306,13 @@ def adopt(vmdir: VmDir, library: str, blobs: Optional[str] = None) -> None:
     tidy(vmdir.vms)
     deadline = time.monotonic() + ADOPT_DEADLINE_S
     if not vmdir.supervisor_alive():
+        try:
+            vmdir.read_spec()
+        except Failure as failure:  # nobody can supervise it
+            if failure.cause != "internal" or vmdir.read_wanted().state != "destroyed":
+                raise
+            vmdir.end()
+            return
         try:
             log = os.open(vmdir.file("supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         except OSError:
