@@ -109,6 +109,21 @@ def test_single_bytes_wait_in_the_line_and_one_that_overflowed_is_told(line: Lin
     third.close()
 
 
+def test_a_guest_that_never_stops_writing_is_not_waited_for(line: Line) -> None:
+    """Its supervisor has more to do: to end its lease, for one."""
+
+    def goes_on(data: bytes) -> None:
+        line.said += data
+        assert len(line.said) < 16 * serial_line.SIZE, "this never ends"
+        os.write(line.qemu_out, bytes(4096))
+
+    attached = SerialLine(Reactor(), str(line.directory), goes_on)
+    os.write(line.qemu_out, bytes(4096))
+    attached.drain()
+    assert len(line.said) >= serial_line.SIZE
+    attached.close()
+
+
 def test_input_that_the_guest_does_not_take_waits_and_keeps_its_order(line: Line) -> None:
     attached = line.attach()
     text = bytes(n % 251 for n in range(100_000))
