@@ -12,7 +12,8 @@ import pytest
 from xenoshell.cli.exits import Refused, Stop, code_of, mapped
 from xenoshell.errors import BadInput
 from xenoshell.tomlfile import InputError, InputErrors
-from xenoshell.wire.causes import REMEDIES, Failure
+from xenoshell.wire.causes import Failure
+from xenoshell.wire.remedies import REMEDIES
 
 LOCATED = InputError("a.toml", 3, "vm[0].cuont", "1", "count, hosts", "count", "unknown key")
 

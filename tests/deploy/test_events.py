@@ -15,7 +15,8 @@ from xenoshell.deploy import events, plain
 from xenoshell.deploy.events import FAILURES, NAMES, Event, from_json, from_line
 from xenoshell.deploy.replay import replay
 from xenoshell.deploy.summary import summary
-from xenoshell.wire.causes import REMEDIES, Failure
+from xenoshell.wire.causes import Failure
+from xenoshell.wire.remedies import REMEDIES
 
 finite = st.floats(allow_nan=False, allow_infinity=False)
 scalars = st.none() | st.booleans() | st.integers(-(2**53), 2**53) | finite | st.text()

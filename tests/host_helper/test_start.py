@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -190,6 +191,30 @@ def test_a_signal_ends_it_cleanly(tmp_path: Path) -> None:
         helper.process.send_signal(signal.SIGTERM)
         assert helper.process.wait(10) == 0
         assert not path.parent.exists()
+
+
+def test_a_helper_whose_client_has_fallen_silent_ends_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A connection that was cut, not closed, would keep it for hours, and what it locks."""
+    from xenoshell.host import helper, statedir
+    from xenoshell.host.channel import Channel
+    from xenoshell.host.streams import Session
+
+    signals: list[int] = []
+    monkeypatch.setattr(os, "kill", lambda pid, number: signals.append(number))
+    monkeypatch.setattr(helper, "_LISTEN_S", 0.0)
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    one = helper.Helper(statedir.open_state_dir(str(tmp_path / "s")), str(tmp_path / "none"))
+    try:
+        silent, talks = (Session(Channel(0, 1)) for _ in "12")
+        one._sessions += [silent, talks]
+        silent.channel.heard -= helper._SILENCE_S + 1
+        threading.Timer(0.05, lambda: setattr(talks.channel, "heard", silent.channel.heard)).start()
+        began = time.monotonic()
+        one._listen()
+        assert signals == [signal.SIGTERM] and time.monotonic() - began >= 0.05
+    finally:
+        one._sessions.clear()
+        one.close()
 
 
 def test_the_end_of_the_connection_ends_the_further_channels(tmp_path: Path) -> None:

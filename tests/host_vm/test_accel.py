@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import struct
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from tests.host_vm.guests import Host, spec
+from tests.support import eventually
 from xenoshell.host import accel, probe_image, proc, proofs
 from xenoshell.host.accel import boots, choose, is_linux, prove
 from xenoshell.host.proofs import kvm_state
@@ -118,3 +121,46 @@ def test_the_archive_holds_one_program() -> None:
     image = probe_image.initramfs()
     assert image.count(b"070701") == 2 and image[110:115] == b"init\0"
     assert probe_image.elf().endswith(probe_image.MARKER) and len(image) < 1000
+
+
+def endless(path: Path) -> None:
+    """A kernel by the Multiboot specification that never ends: a header, and a jump to itself."""
+    at = 0x100000
+    header = struct.pack("<IIIIIIII", 0x1BADB002, 0x10000, -(0x1BADB002 + 0x10000) & 0xFFFFFFFF, at, at, 0, 0, at + 32)
+    path.write_bytes(header + b"\xeb\xfe" + bytes(4096))
+
+
+def probes(host: Host) -> list[int]:
+    return [pid for pid in proc.pids() if proc.working_directory(pid) == str(host.proofs)]
+
+
+@pytest.mark.e2e
+def test_a_proof_ends_with_whoever_wanted_it(host: Host, tmp_path: Path) -> None:
+    """A kernel that never ends would have a CPU for itself."""
+    endless(tmp_path / "kernel")
+    arguments = (str(tmp_path / "kernel"), OURS, str(host.proofs), "x86_64")
+    prover = multiprocessing.get_context("fork").Process(target=boots, args=(*arguments, 60.0), kwargs={"accel": "tcg"})
+    prover.start()
+    (pid,) = eventually(lambda: probes(host))
+    eventually(lambda: "qemu" in proc.command(pid)[0])
+    prover.kill()
+    prover.join(10)
+    eventually(lambda: not proc.identify(pid).started)
+
+
+@pytest.mark.e2e
+def test_proofs_at_the_same_time_are_in_nobodys_way(host: Host, tmp_path: Path) -> None:
+    endless(tmp_path / "kernel")
+    arguments = (str(tmp_path / "kernel"), OURS, str(host.proofs), "x86_64")
+    with ThreadPoolExecutor() as pool:
+        short, long = (pool.submit(boots, *arguments, seconds, accel="tcg") for seconds in (0.5, 1.5))
+        assert "it printed nothing" in short.result(30).message
+        assert list(host.proofs.glob("probe.*")), "that of the other"
+        assert "it printed nothing" in long.result(30).message
+    assert not list(host.proofs.iterdir())
+
+
+def test_a_proof_that_cannot_begin_leaves_nothing(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", "/nowhere")
+    assert "cannot start QEMU" in boots("/k", OURS, str(host.proofs), "x86_64", 1.0).message
+    assert not list(host.proofs.iterdir())

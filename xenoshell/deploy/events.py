@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
-from ..wire.causes import REMEDIES, Failure
+from ..wire.causes import Failure
+from ..wire.remedies import REMEDIES
 
 Scalar: TypeAlias = "str | int | float | bool | None"
 Value: TypeAlias = "Scalar | tuple[Scalar, ...]"

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 
-from ..wire.causes import REMEDIES, Failure
+from ..wire.causes import Failure
+from ..wire.remedies import REMEDIES
 from ..wire.values import Forward, VmSpec, VmStatus
 from . import events
 from .events import Event

@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from xenoshell.wire import frames
-from xenoshell.wire.causes import REMEDIES, Failure
+from xenoshell.wire.causes import Failure
 from xenoshell.wire.codec import CodecError, decode, dumps, loads
 from xenoshell.wire.frames import Frame, FrameReader, WireError
+from xenoshell.wire.remedies import REMEDIES
 from xenoshell.wire.values import ErrorValue
 
 #: Bytes one stream may hold for a slow reader. A channel of its own stops reading then; a shared one drops the oldest.

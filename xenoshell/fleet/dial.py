@@ -302,7 +302,8 @@ async def _explain(error: Exception, hop: _Hop, watcher: Watcher, known: KnownHo
 def _refusal(hop: _Hop, offered: HostKey | None, entries: tuple[Entry, ...], reason: str) -> Failure:
     failure = refusal(hop.name, hop.route.where, offered, entries, reason)
     if not hop.final and failure.remedy != REVOKED:  # `hosts trust` is for hosts of the inventory
-        failure.remedy = f"compare the fingerprint with the owner's, then settle it with `ssh {hop.route.target}`"
+        remedy = f"compare the fingerprint with the owner's, then settle it with `ssh {hop.route.target}`"
+        return Failure(failure.cause, failure.message, remedy)
     return failure
 
 

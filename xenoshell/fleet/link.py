@@ -33,6 +33,8 @@ T = TypeVar("T")
 #: Below this first estimate (milliseconds) a round trip of its own is spent to measure better: sshd's fork and exec are
 #: a few milliseconds, which matter only here.
 REMEASURE_BELOW_MS = 30.0
+#: So often a helper hears of its client at least: one that does not for 90 s takes it for gone and ends.
+PING_EVERY_S = 20.0
 #: Payload of DATA frames that are cut from something larger.
 PIECE = 64 << 10
 
@@ -103,6 +105,7 @@ class HostLink:
         self._extra: set[Channel] = set()
         self._refused = ""
         self._library: asyncio.Task[None] | None = None
+        self._pings: asyncio.Task[None] | None = None
 
     @property
     def failure(self) -> Failure | None:
@@ -125,9 +128,13 @@ class HostLink:
 
     # ------------------------------------------------------------ requests
 
-    def bring_library(self, packed: Bundle) -> None:
-        """Send the rest of the program to a host that does not keep it. Requests that come behind it may need it
-        already; what takes another way waits for it (`library_kept`)."""
+    def settle_in(self, packed: Bundle) -> None:
+        """Once connected: let the helper hear of its client from time to time, and bring it the rest of the program if
+        its host does not keep that. Requests that come behind may need it already; what takes another way waits for
+        it (`library_kept`)."""
+        self._pings = asyncio.create_task(self._ping_on())
+        if self.facts.library:
+            return
         inbox = self._control.ask("library", {"rest": base64.b64encode(packed.rest).decode()})
 
         async def kept() -> None:
@@ -153,14 +160,17 @@ class HostLink:
     async def ping(self, *, timeout_s: float = 10.0) -> float:
         """Measure one round trip (milliseconds) through the helper; ``rtt_ms`` keeps the smallest seen."""
         began = time.perf_counter()
-        try:
-            await self.request("ping", timeout_s=timeout_s)
-        except Failure as failure:
-            if failure.cause != "bad-request":  # a helper that does not know the verb has answered all the same
-                raise
+        await self.request("ping", timeout_s=timeout_s)
         taken = (time.perf_counter() - began) * 1000
         self.rtt_ms = min(self.rtt_ms, taken)
         return taken
+
+    async def _ping_on(self) -> None:
+        """Keep the helper from taking silence for the end. What it answers is not judged: SSH's keep-alive is."""
+        with contextlib.suppress(Failure):  # the link's end, which its users are told
+            while True:
+                await asyncio.sleep(PING_EVERY_S)
+                self._control.release(self._control.ask("ping", {}))
 
     async def fresh_facts(self) -> HostFacts:
         """Ask for the facts again; they become ``facts``."""
@@ -291,9 +301,10 @@ class HostLink:
         for channel in (*self._extra, self._control):
             channel.close()
         self._extra.clear()
-        if self._library is not None:
-            self._library.cancel()
-            await asyncio.gather(self._library, return_exceptions=True)
+        tasks = [task for task in (self._pings, self._library) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._pipe.close()
         await self._dialled.close()
 
@@ -396,11 +407,10 @@ async def _connect(host: Host, paths: Paths, progress: Progress) -> HostLink:
         pipe.answered()
         facts = decode(HostFacts, value)
         link = HostLink(host, dialled, pipe, facts)
-        if not facts.library:
-            link.bring_library(packed)
         if link.rtt_ms < REMEASURE_BELOW_MS:
             progress.step = f"measuring the round trip to {host.name}"
             await link.ping()
+        link.settle_in(packed)
     except BaseException as error:
         packing.cancel()
         control.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import threading
+import time
 from typing import Any, Iterator
 
 from xenoshell.wire import codec, frames
@@ -27,6 +28,7 @@ class Channel:
         self._write_fd = write_fd
         self._lock = threading.Lock()
         self._closed = False
+        self.heard = time.monotonic()  # when bytes last came
 
     def frames(self) -> Iterator[Frame]:
         """Every frame until the peer's end of stream. Raises `frames.WireError` for what is none, or half of one."""
@@ -36,6 +38,7 @@ class Channel:
                 data = os.read(self._read_fd, _READ)
             except OSError:  # a reset connection ends like any other
                 return
+            self.heard = time.monotonic()
             if not data:
                 if reader.pending:
                     raise frames.WireError("the stream ended inside a frame")
@@ -61,7 +64,7 @@ class Channel:
 
     def fail(self, stream: int, failure: Failure, **more: Any) -> None:
         """Answer a request with a failure."""
-        error = codec.encode(ErrorValue(failure.cause, failure.message[:4000], failure.remedy))
+        error = codec.encode(ErrorValue(failure.cause, failure.message[:4000], failure.own_remedy or ""))
         self.send(frames.ERROR, stream, codec.dumps(dict(error, **more)))
 
     def close(self) -> None:

@@ -8,7 +8,7 @@ from typing import List, Optional, Tuple
 
 from xenoshell.host import accel, proofs, sshd
 from xenoshell.host.unpack import find_program
-from xenoshell.wire.causes import REMEDIES
+from xenoshell.wire.remedies import REMEDIES
 from xenoshell.wire.values import CheckLine, HostFacts
 
 _ASK_S = 20.0

@@ -30,6 +30,8 @@ from xenoshell.wire.frames import Frame, WireError
 from xenoshell.wire.values import HostFacts, Recipe
 
 _MAX_WORKERS = 256
+_SILENCE_S = 90.0  # a client pings; one that is not heard for so long is gone, though its connection may not know
+_LISTEN_S = 5.0
 _FORGOTTEN_S = 30 * 86400.0
 _FINISH_S = 10.0  # how long work under way may go on when the connection has ended
 
@@ -55,8 +57,10 @@ class Helper:
         self._sessions: List[Session] = []
         self._lock = threading.Lock()
         self._ending = False
+        self._over = threading.Event()
         self._verbs: Dict[str, Verb] = {
             "facts": Verb("long", lambda params: self.facts()),
+            "ping": Verb("quick", lambda params: {}),
             "library": Verb("quick", self._keep_library),
             "check": Verb("long", self._check),
             "prove": Verb("long", self._prove),
@@ -85,7 +89,17 @@ class Helper:
         channel.respond(0, self.facts())
         self._spawn(self._accept)
         self._spawn(self._look_after)
+        self._spawn(self._listen)
         self.serve(session)
+
+    def _listen(self) -> None:
+        """End this process when its client has fallen silent: what it locks is then free for the next."""
+        while not self._over.wait(_LISTEN_S):
+            with self._lock:
+                heard = max(session.channel.heard for session in self._sessions) if self._sessions else 0.0
+            if time.monotonic() - heard > _SILENCE_S:
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
 
     def _look_after(self) -> None:
         """See to what helpers and supervisors that died have left."""
@@ -98,6 +112,7 @@ class Helper:
 
     def close(self) -> None:
         """End everything: channels, streams, work under way (for a bounded time), locks, the socket."""
+        self._over.set()
         with self._lock:
             self._ending = True
             sessions = list(self._sessions)

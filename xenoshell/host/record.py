@@ -16,7 +16,7 @@ from xenoshell.host.lease import Lease, Now, Running
 from xenoshell.host.statedir import write_whole
 from xenoshell.host.vmdir import VmDir, first_status
 from xenoshell.wire import codec
-from xenoshell.wire.causes import remedy
+from xenoshell.wire.remedies import remedy
 from xenoshell.wire.values import Forward, Usage, VmSpec, VmStatus
 
 #: The states in which a VM has a QEMU.

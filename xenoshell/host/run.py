@@ -18,7 +18,8 @@ from xenoshell.host.ready import Probe, needs_port
 from xenoshell.host.record import Record
 from xenoshell.host.statedir import free_bytes
 from xenoshell.host.vmdir import VmDir
-from xenoshell.wire.causes import Failure, remedy
+from xenoshell.wire.causes import Failure
+from xenoshell.wire.remedies import remedy
 from xenoshell.wire.values import Forward, VmSpec
 
 #: How long a panicking kernel may go on printing, in seconds; and after the last line that it is known to print.
