@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from tests import leaks
 from tests.support import descendants, running_lab
@@ -19,6 +20,12 @@ from tests.support import descendants, running_lab
 if TYPE_CHECKING:
     from xenoshell.lab import Lab
     from xenoshell.paths import Paths
+
+
+# How long an example takes says something about the machine, not about the product.
+settings.register_profile("usual", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("thorough", settings.get_profile("usual"), max_examples=5000)
+settings.load_profile("usual")  # pytest --hypothesis-profile=thorough takes the other one
 
 
 def pytest_configure() -> None:

@@ -69,7 +69,7 @@ def test_what_other_runs_leave_on_this_machine_is_not_taken_for_this_tests(tmp_p
     child = subprocess.Popen(["sleep", "60"], start_new_session=True)
     gone = subprocess.Popen(["true"])
     gone.wait()
-    other = ["sh", "-c", "sleep 63 >/dev/null & echo $!"]  # as in another run: no child of this one
+    other = ["sh", "-c", "sleep 63 >/dev/null 2>&1 & echo $!"]  # as in another run: no child of this one
     stranger = int(subprocess.run(other, check=True, capture_output=True, env={}, cwd="/").stdout)
     try:
         for pid in (child.pid, gone.pid, stranger):
