@@ -108,11 +108,16 @@ class Reactor:
             if not data:
                 self.forget(mine.fileno())
                 mine.close()
-                reap(pid)
-                done(json.loads(answer) if answer else None)
+                self._collect(pid)
+                done(_object(bytes(answer)))
 
         self.watch(mine.fileno(), READ, arrived)
         return pid
+
+    def _collect(self, pid: int) -> None:
+        """Collect a child that has closed everything, and is about to end."""
+        if not reap(pid):
+            self.after(0.01, lambda: self._collect(pid))
 
 
 class Timers:
@@ -144,13 +149,21 @@ class Timers:
             self.cancel(name)
 
 
-def reap(pid: int = -1) -> None:
-    """Collect a dead child (with -1 all dead children) without waiting."""
+def reap(pid: int) -> bool:
+    """Collect a dead child without waiting. False while it is not dead yet."""
     try:
-        while os.waitpid(pid, os.WNOHANG)[0]:
-            pass
+        return os.waitpid(pid, os.WNOHANG)[0] != 0
     except ChildProcessError:
-        pass
+        return True
+
+
+def _object(answer: bytes) -> Optional[Dict[str, Any]]:
+    """What a child has answered; None if it died before it had said all."""
+    try:
+        value = json.loads(answer)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
 
 
 class Stream:
