@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from dataclasses import replace
@@ -139,6 +140,18 @@ def test_acceleration_is_tried_with_the_kernel_that_is_asked_about(tmp_path: Pat
         assert not proof["works"] and proof["kernel"] == digest
         assert helper.request("facts")["kvm"] == "broken"
         assert helper.refused("prove", kernel="0" * 64)["cause"] == "not-found"
+
+
+def test_facts_are_told_on_a_full_disk_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(path: str, data: bytes, sync: bool = True) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    program = tmp_path / "qemu-system-x86_64"
+    program.write_text("#!/bin/sh\necho 'QEMU emulator version 9.1.2 (Debian 1:9.1.2)'\n")
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setattr(facts, "write_whole", full)
+    assert facts.qemu(str(tmp_path), "x86_64") == facts.Qemu(str(program), "9.1.2")
 
 
 def test_the_version_of_qemu_is_asked_for_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

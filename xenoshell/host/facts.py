@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import subprocess
@@ -37,7 +38,8 @@ def qemu(state_dir: str, arch: str) -> Qemu:
         return Qemu(path, str(known["version"]))
     version = _ask_version(path)
     if version:
-        write_whole(cache, codec.dumps({"key": key, "version": version}), sync=False)
+        with contextlib.suppress(OSError):  # a full disk must not keep anybody from making room on it
+            write_whole(cache, codec.dumps({"key": key, "version": version}), sync=False)
     return Qemu(path, version)
 
 
