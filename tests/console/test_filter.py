@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenoshell.console.clean import clean
+from xenoshell.console.clean import clean, clean_json
 from xenoshell.console.filter import LONGEST_STRING, Filter, Mode, safe_text
 
 #: Everything that the filter's documentation lets pass, written anew.
@@ -223,3 +224,10 @@ def test_a_name_from_a_host_is_one_line_without_controls(text: str) -> None:
 
 def test_a_name_from_a_host_is_not_endless() -> None:
     assert len(clean("x" * 10_000)) == 2000
+
+
+@given(st.text() | st.text(alphabet="\x1b[31m\x9b\u202e\ufeff\U000e0041\ud800\u2028\x7f"))
+def test_json_means_the_same_and_draws_nothing(text: str) -> None:
+    shown = clean_json(json.dumps({"message": text}, ensure_ascii=False))
+    assert json.loads(shown) == {"message": text}
+    assert not re.search(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]", shown)

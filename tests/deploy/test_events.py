@@ -129,3 +129,13 @@ def test_lost_contact_is_not_death() -> None:
     lost = events.host_lost(9.7, "a", Failure("connection-lost", "a: cut"), None)
     (row,) = summary((*RUN, lost))
     assert (row.state, row.cause) == ("unknown", "connection-lost")
+
+
+HOSTILE = "a\x1b[2J\x9b31m\u202e\u200f\ufeff\U000e0041\r\n z"
+
+
+def test_neither_a_line_nor_its_json_draws_on_a_terminal() -> None:
+    event = events.host_refused(0, "a", Failure("internal", HOSTILE))
+    for text in (plain.line(event), event.line()):
+        assert all(c.isprintable() for c in text), text
+    assert from_line(event.line()) == event

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
+from ..console.clean import clean_json
 from ..wire.causes import Failure
 from ..wire.remedies import REMEDIES
 
@@ -96,8 +97,8 @@ class Event:
         return head | {k: list(v) if isinstance(v, tuple) else v for k, v in self.fields.items()}
 
     def line(self) -> str:
-        """One line of JSON, without the newline."""
-        return json.dumps(self.to_json(), ensure_ascii=False, allow_nan=False)
+        """One line of JSON, without the newline, safe to look at on a terminal."""
+        return clean_json(json.dumps(self.to_json(), ensure_ascii=False, allow_nan=False))
 
 
 #: Anything that takes events. It must not block; what it does with them is its own affair.

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
+from ..console.clean import clean_line
 from .events import Event
-
-#: Control and format characters would let a host's or guest's text draw on the terminal.
-_UNSAFE = dict.fromkeys(
-    (*range(32), *range(127, 160), 0x2028, 0x2029, *range(0x202A, 0x202F), *range(0x2066, 0x206A)), " "
-)
 
 
 def size(count: float) -> str:
@@ -36,7 +32,7 @@ class Lines:
 def line(event: Event, blob: str = "") -> str:
     """``event`` as one line, on its own. ``blob``: what a transfer is about, such as "kernel"."""
     who = "  ".join(x for x in (event.host, event.vm) if x) or "session"
-    return f"{event.t:8.2f}  {who}  {_what(event, blob or 'image')}".translate(_UNSAFE)
+    return clean_line(f"{event.t:8.2f}  {who}  {_what(event, blob or 'image')}")
 
 
 def _what(event: Event, blob: str) -> str:
