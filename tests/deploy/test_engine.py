@@ -397,6 +397,13 @@ async def test_a_link_that_breaks_again_and_again_is_endured_while_more_arrives_
     assert w.names("a").count("host.lost") >= 10
 
 
+async def test_a_host_that_forgets_what_it_acknowledged_is_not_sent_to_without_end() -> None:
+    w = world(a=FakeHost(lose_in_send=10_000))
+    quick = replace(QUICK, back_s=0.3, first_pause_s=0.001, longest_pause_s=0.002)
+    outcome = await asyncio.wait_for(w.deploy(session({"hosts": ["a"]}), quick), 30)
+    assert [(v.state, v.cause) for v in outcome.vms] == [("failed", "connection-lost")]
+
+
 async def test_a_link_that_breaks_again_and_again_with_nothing_to_show_is_given_up() -> None:
     w = world(a=FakeHost(send_failures=[Failure("connection-lost", "a: cut")] * 10_000, progresses=False))
     outcome = await w.deploy(session({"hosts": ["a"]}), replace(QUICK, back_s=0.3))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic
 
 from ..wire.causes import Failure
@@ -13,14 +13,20 @@ from .events import Event
 from .need import Blob
 from .ports import TRANSPORT, Clock, Connector, L, Policy
 
+#: A host that loses what it had acknowledged gets a blob this often; then its acknowledgements are no progress.
+TIMES = 16
+
 
 @dataclass
 class Transferred:
-    """What was sent to a host over all its blobs and connections: bytes, and seconds from the first to the last."""
+    """What was sent to a host over all its blobs and connections: bytes, and seconds from the first to the last.
+
+    ``acknowledged``: bytes of each blob, by digest, those of connections that broke included."""
 
     bytes_sent: int = 0
     seconds: float = 0.0
     began: float | None = None
+    acknowledged: dict[str, int] = field(default_factory=dict)
 
 
 @dataclass
@@ -41,17 +47,22 @@ class Sending(Generic[L]):
         began = self.now()
         if self.transferred.began is None:
             self.transferred.began = began
-        last, most = began - self.policy.progress_every_s, 0
+        last, most, whole = began - self.policy.progress_every_s, 0, 0
+        acknowledged = self.transferred.acknowledged
 
         def on_recipe(recipe: Recipe) -> None:
+            nonlocal whole
+            whole = sum(segment.packed for segment in recipe.segments)
             self._planned(blob, recipe)
 
         def on_progress(done: int, needed: int) -> None:
             nonlocal last, most
             t = self.now()
             if done > most:  # a host counts only what it has verified and written
+                acknowledged[blob.digest] = acknowledged.get(blob.digest, 0) + done - most
                 most = done
-                self.progressed()
+                if acknowledged[blob.digest] <= TIMES * whole:
+                    self.progressed()
             if done >= needed or t - last >= self.policy.progress_every_s:
                 last = t
                 self.emit(
