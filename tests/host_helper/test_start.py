@@ -104,6 +104,16 @@ def test_the_rest_of_the_program_is_brought_once_and_checked(tmp_path: Path) -> 
         assert helper.request("check", kernel=None)["lines"]
 
 
+def test_a_request_right_behind_the_rest_of_the_program_finds_it(tmp_path: Path) -> None:
+    rest = base64.b64encode(bundle().rest).decode()
+    requests = (90, {"verb": "library", "rest": rest}), (91, {"verb": "vm.watch"})
+    for attempt in range(6):  # it was a race that every second one lost
+        with running_helper(tmp_path / f"s{attempt}") as helper:
+            helper.answer(0)
+            helper.write(b"".join(frames.pack(frames.REQUEST, n, json.dumps(r).encode()) for n, r in requests))
+            assert helper.answer(91) == (frames.RESPONSE, {})
+
+
 def test_libraries_that_nobody_used_for_a_month_are_removed(tmp_path: Path) -> None:
     with running_helper(tmp_path / "s") as helper:
         helper.hello()

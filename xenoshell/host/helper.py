@@ -272,6 +272,7 @@ class Helper:
         """Done before the next request of the channel is read, which may need it."""
         if not library_there(self._library):
             install(self._library, text(params, "rest"))
+            library_there(self._library)
             self._spawn(self._look_after)
         return {}
 
