@@ -10,7 +10,7 @@ import pytest
 from tests.deploy.fakes import QUICK, FakeHost, World, session, world
 from xenoshell.deploy.operate import VmResult, blast_radius, exit_code, operate, target, targets
 from xenoshell.deploy.record import SessionStore
-from xenoshell.deploy.report import ps
+from xenoshell.deploy.report import ps, totals
 from xenoshell.errors import BadInput
 from xenoshell.fleet.inventory import Inventory
 from xenoshell.wire.causes import Failure
@@ -48,6 +48,35 @@ async def test_ps_shows_what_hosts_say_and_unknown_with_the_last_known_state(tmp
     assert set(store.load("web").vms) == {"vm-1", "vm-2"}
     a.vms.clear()
     assert (await ps(store, ["web"], Inventory(w.hosts), w.connector, QUICK))[0].state == "gone"
+
+
+@pytest.mark.parametrize(
+    "lie", [{"created": -1e300}, {"vcpus": 1 << 62}, {"memory_mib": 1 << 62}, {"disk_bytes": 1 << 62}]
+)
+async def test_a_host_that_lies_about_a_vm_keeps_no_other_from_being_shown(
+    tmp_path: Path, lie: dict[str, float]
+) -> None:
+    w, store = await deployed(tmp_path)
+    b = w.fakes["b"]
+    b.vms = {k: replace(v, **lie) for k, v in b.vms.items()}  # type: ignore[arg-type]
+    for failure in (None, DOWN):  # and what it said is remembered
+        b.always_fails = failure
+        first, second = await ps(store, ["web"], Inventory(w.hosts), w.connector, QUICK)
+        assert first.state == "ready" and first.cost is not None
+        assert second.cost is None or second.cost.so_far < 10_000
+        totals([first, second])
+
+
+async def test_a_host_says_nothing_about_the_vms_of_another(tmp_path: Path) -> None:
+    w, store = await deployed(tmp_path)
+    await ps(store, ["web"], Inventory(w.hosts), w.connector, QUICK)
+    b = w.fakes["b"]
+    (own,) = b.vms.values()
+    for n, name in enumerate(("vm-1", "vm-9")):
+        b.vms[f"extra{n}"] = replace(own, id=f"web.extra{n}.00000000", name=name, state="exited")
+    await ps(store, ["web"], Inventory(w.hosts), w.connector, QUICK)
+    seen = store.seen("web")
+    assert {vm: each.state for vm, each in seen.items()} == {"vm-1": "ready", "vm-2": "ready"}
 
 
 async def test_stop_then_start_then_restart_reach_their_states(tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from decimal import ROUND_CEILING, Decimal
 from typing import Any
 
 from ..fleet.inventory import Host, Inventory
+from ..units import MAX_DURATION_S
 from ..wire.causes import Failure
 from ..wire.codec import encode
 from ..wire.values import VmStatus
@@ -103,7 +104,9 @@ async def ps(
     reports: list[VmReport] = []
     for record in records:
         mine = _reports(record, answers, sessions.seen(record.session), used, now)
-        seen = {r.vm: Seen(r.state, now, r.status.created) for r in mine if r.status is not None}
+        # A host speaks for the VMs that the record has on it, and for no others.
+        own = [r for r in mine if r.vm in record.vms and record.vms[r.vm].host == r.host]
+        seen = {r.vm: Seen(r.state, now, r.status.created) for r in own if r.status is not None}
         sessions.note_seen(record.session, seen)
         reports += mine
     return tuple(reports)
@@ -121,8 +124,9 @@ def totals(reports: Sequence[VmReport]) -> tuple[Amounts, Amounts]:
 def cost_of(host: Host | None, vcpus: int, memory: int, disk: int, seconds: float) -> Cost | None:
     """What so much (bytes), reserved on ``host`` for ``seconds``, has cost: rounded up at the sixth decimal.
 
-    None for a host whose prices are not known."""
-    if host is None:
+    None for a host whose prices are not known, and for what no VM can be, whoever says so."""
+    most = zip((vcpus, memory, disk, seconds), (1024, 1 << 46, 1 << 50, MAX_DURATION_S), strict=True)
+    if host is None or any(value > limit for value, limit in most):
         return None
     each = vm_cost(host, "", vcpus, memory, disk)
     spent = each.per_hour * Decimal(str(max(0.0, seconds))) / _HOUR
