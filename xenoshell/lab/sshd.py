@@ -51,7 +51,14 @@ def make_key(path: Path, comment: str) -> str:
         path.unlink(missing_ok=True)
         if keygen := shutil.which("ssh-keygen"):
             command = [keygen, "-q", "-t", "ed25519", "-N", "", "-C", comment, "-f", str(path)]
-            made = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+            try:
+                made = subprocess.run(
+                    command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, timeout=_START_S
+                )
+            except subprocess.TimeoutExpired:
+                raise Failure(
+                    "timeout", f"ssh-keygen made no key within {_START_S:g} s", "is this machine busy?"
+                ) from None
             if made.returncode:
                 raise Failure("internal", f"ssh-keygen: {made.stderr.strip()}", f"is {path.parent} writable?")
         else:
