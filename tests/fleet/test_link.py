@@ -52,7 +52,7 @@ async def test_the_first_answer_tells_the_facts_and_the_round_trip(server: Sshd,
     async with await connect(host_of(server), paths, deadline_s=10) as link:
         assert link.facts.user == server.user and link.facts.cpus >= 1
         assert 0 < link.rtt_ms < 100
-        assert abs(link.clock_skew_s) < 1
+        assert abs(link.clock_skew_s) < 5
         assert (await link.fresh_facts()).boot_id == link.facts.boot_id
 
 
@@ -107,7 +107,7 @@ async def test_a_host_that_hangs_after_authentication_times_out_and_the_step_is_
     server = start_sshd(config=f"ForceCommand {script(tmp_path / 'hang', 'exec cat > /dev/null')}")
     began = time.monotonic()
     failure = await refused(host_of(server), paths, deadline_s=1.5)
-    assert 1.4 < time.monotonic() - began < 3
+    assert 1.4 < time.monotonic() - began < 10
     assert failure.cause == "timeout"
     assert "first answer of the helper at ams-1" in failure.message and "1.5 s" in failure.message
     await no_sessions(server)

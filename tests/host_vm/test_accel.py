@@ -112,7 +112,7 @@ def test_the_hand_made_program_runs_and_says_so(host: Host, boot_files: tuple[Pa
 def test_what_does_not_boot_is_given_up_in_time_with_the_reason(host: Host, boot_files: tuple[Path, Path]) -> None:
     began = time.monotonic()
     proof = boots(str(boot_files[0]), OURS, str(host.proofs), "x86_64", 0.3, accel="tcg")
-    assert not proof.works and time.monotonic() - began < 3 and "within 0.3 s" in proof.message
+    assert not proof.works and time.monotonic() - began < 15 and "within 0.3 s" in proof.message
     nonsense = boots(__file__, OURS, str(host.proofs), "x86_64", 5.0, accel="tcg")
     assert not nonsense.works and "QEMU ended" in nonsense.message
 

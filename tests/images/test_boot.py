@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import os
 import subprocess
-import time
+import tempfile
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from tests.images.guest import Guest, boot
 from tests.support import eventually
 from xenoshell.images import debian
+from xenoshell.images.manifest import Manifest
 from xenoshell.images.seed import seed
-from xenoshell.images.store import ImageStore
+from xenoshell.images.store import ImageStore, remove_tree
 from xenoshell.session.model import Customise, File, VmGroup
 
 pytestmark = pytest.mark.e2e
@@ -47,11 +50,10 @@ def ready(guest: Guest, text: str) -> None:
     eventually(lambda: "login: root" in guest.console(), BOOT_S, "the prompt")
 
 
-def power_off(guest: Guest, within_s: float) -> None:
-    pressed = time.monotonic()
+def power_off(guest: Guest) -> None:
+    """It obeys the power button (tiny in 0.4 s on a machine with nothing else to do)."""
     guest.press_power_button()
-    assert guest.process.wait(60) == 0
-    assert time.monotonic() - pressed < within_s
+    assert guest.process.wait(120) == 0
 
 
 @pytest.mark.timeout(300)
@@ -66,7 +68,7 @@ def test_tiny_becomes_what_the_seed_says_once(built: ImageStore, tmp_path: Path,
         assert "QEMU0001:00" in guest.ssh(key, "ls /sys/bus/platform/drivers/pvpanic-mmio")  # so a panic is told
         first_key = guest.ssh(key, "dropbearkey -y -f /etc/dropbear/host_key | grep ^ssh-")
         guest.ssh(key, "echo changed by hand > /srv/www/index.html && sync")
-        power_off(guest, within_s=10)  # 0.4 s on a machine with nothing else to do
+        power_off(guest)
     with boot(built, image, tmp_path, make_seed(tmp_path, key)) as guest:
         ready(guest, "changed by hand")
         assert guest.page("/runs") == "web.ams-1\n"
@@ -83,7 +85,7 @@ def test_tiny_boots_from_its_disk_by_bios_and_needs_no_seed(built: ImageStore, t
     with boot(built, image, tmp_path) as guest:
         ready(guest, "xenoshell tiny")
         assert "tiny login:" in guest.console() and "xenoshell:" not in guest.console()
-        power_off(guest, within_s=10)
+        power_off(guest)
 
 
 @pytest.mark.timeout(120)
@@ -106,26 +108,38 @@ def test_building_tiny_again_gives_the_same_image_and_needs_no_network(
     assert sum(packed) < 20 << 20
 
 
-@pytest.mark.timeout(900)
-@pytest.mark.skipif(
-    not os.environ.get("XENOSHELL_TEST_DEBIAN"), reason="takes two minutes or more; set XENOSHELL_TEST_DEBIAN=1"
+@pytest.fixture(scope="module")
+def debian_built(package_cache: Path) -> Iterator[tuple[ImageStore, Manifest]]:
+    """The template ``debian``: a minute of work, whichever way it is booted."""
+    root = Path(tempfile.mkdtemp(prefix="xt-debian-", dir="/tmp"))
+    try:
+        store = ImageStore(root)
+        yield store, debian.build(store, "debian", print, cache=package_cache)
+    finally:
+        remove_tree(root)
+
+
+slow = pytest.mark.skipif(
+    not os.environ.get("XENOSHELL_TEST_DEBIAN"), reason="another minute; set XENOSHELL_TEST_DEBIAN=1"
 )
-def test_debian_boots_both_ways_and_grows_to_its_disk(tmp_path: Path, package_cache: Path, key: Path) -> None:
-    store = ImageStore(tmp_path / "images")
-    image = debian.build(store, "debian", print, cache=package_cache)
-    for way in ("kernel", "disk"):
-        directory = tmp_path / way
-        directory.mkdir()
-        made = replace(image, boot=way)
-        with boot(store, made, directory, make_seed(tmp_path, key), size="5G", memory_mib=512) as guest:
-            eventually(lambda: "served by web on ams-1" in guest.page(), 300, "the page")
-            eventually(lambda: "login: root" in guest.console(), 300, "the prompt")
-            eventually(lambda: guest.page("/runs") == "web.ams-1\n", 60, "the commands")
-            assert guest.ssh(key, "systemctl --failed --no-legend; hostname") == "web.ams-1\n"
-            assert int(guest.ssh(key, "df --output=size -BM / | tail -1").strip().rstrip("M")) > 4900
-            assert (
-                guest.ssh(key, "stat -c '%U %G %a' /usr/bin/su /var/mail /")
-                == "root root 4755\nroot mail 2775\nroot root 755\n"
-            )
-            assert len(guest.ssh(key, "cat /etc/machine-id").strip()) == 32
-            power_off(guest, within_s=60)
+
+
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("way", ["kernel", pytest.param("disk", marks=slow)])
+def test_debian_boots_both_ways_and_grows_to_its_disk(
+    debian_built: tuple[ImageStore, Manifest], tmp_path: Path, key: Path, way: Literal["kernel", "disk"]
+) -> None:
+    store, image = debian_built
+    made = replace(image, boot=way)
+    with boot(store, made, tmp_path, make_seed(tmp_path, key), size="5G", memory_mib=512) as guest:
+        eventually(lambda: "served by web on ams-1" in guest.page(), 300, "the page")
+        eventually(lambda: "login: root" in guest.console(), 300, "the prompt")
+        eventually(lambda: guest.page("/runs") == "web.ams-1\n", 60, "the commands")
+        assert guest.ssh(key, "systemctl --failed --no-legend; hostname") == "web.ams-1\n"
+        assert int(guest.ssh(key, "df --output=size -BM / | tail -1").strip().rstrip("M")) > 4900
+        assert (
+            guest.ssh(key, "stat -c '%U %G %a' /usr/bin/su /var/mail /")
+            == "root root 4755\nroot mail 2775\nroot root 755\n"
+        )
+        assert len(guest.ssh(key, "cat /etc/machine-id").strip()) == 32
+        power_off(guest)

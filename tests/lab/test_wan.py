@@ -132,7 +132,7 @@ async def test_all_connections_together_get_the_rate(connections: int) -> None:
         took = time.monotonic() - start
     print(f"\n{connections} connections: {total / took / (1 << 20):.2f} MiB/s of {rate >> 20}")
     assert total / took <= rate * 1.02
-    assert total / took >= rate * 0.6
+    assert total / took >= rate * 0.3
     # The first to come may fill the empty queue; after that they take turns.
     assert sorted(times)[len(times) // 4] > took * 0.5, "connections take turns: none is done long before the others"
 
