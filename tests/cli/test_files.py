@@ -119,6 +119,41 @@ def test_an_unknown_host_and_an_unknown_image_are_told(run: Run, tmp_path: Path)
     assert "image-missing" in done.err
 
 
+def test_check_tells_the_unknown_host_beside_the_errors_and_as_json(run: Run, tmp_path: Path) -> None:
+    file = tmp_path / "site.toml"
+    run("hosts", "add", "ams-1", "root@ams.example")
+    run("new", file, "--host", "ams-9", "--image", "none")
+    file.write_text(file.read_text().replace("vcpus", "vcpu").replace('"256MiB"', '"256 megs"'))
+    done = run("check", file)
+    assert done.code == 2
+    assert "did you mean vcpus?" in done.err and "megs" in done.err
+    assert "no host is called ams-9 (yet); did you mean ams-1?" in done.err
+    facts = run("check", file, "--json")
+    assert facts.code == 2
+    document = json.loads(facts.out)
+    assert document["right"] is False
+    assert [error["key"] for error in document["errors"]] == ["vm[0].resources.vcpu", "vm[0].resources.memory"]
+    assert (document["unknown_hosts"], document["unknown_images"]) == (["ams-9"], ["none"])
+
+
+@pytest.mark.parametrize(
+    "text", ["vm = 3", "[[vm]]\nhosts = 7", "[[vm]]\nhosts = [1]\nimage = []", "vm = [1]", "=", "\x00"]
+)
+def test_check_survives_any_file(run: Run, tmp_path: Path, text: str) -> None:
+    file = tmp_path / "site.toml"
+    file.write_text(text)
+    assert run("check", file).code == 2
+
+
+def test_many_vms_are_spread_over_regions(run: Run) -> None:
+    assert '\nspread = "region"' in run("new", "-", "--count", "3").out
+    assert '\n# spread = "region"' in run("new", "-").out
+
+
+def test_only_a_missing_session_file_is_to_be_made_with_new(run: Run, tmp_path: Path) -> None:
+    assert "xenoshell new" in run("check", tmp_path / "none.toml").err
+
+
 def test_a_process_of_its_own_does_the_same(tmp_path: Path) -> None:
     file = tmp_path / "site.toml"
     assert process("new", file).code == 0

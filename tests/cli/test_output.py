@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenoshell.cli.output import Cell, Output, colours, jsonable, width
+from xenoshell.cli.output import Cell, Output, colours, jsonable, width, wrapped
 from xenoshell.cli.styles import OWN, palette, sgr, styles
 from xenoshell.errors import BadInput
 
@@ -111,3 +111,59 @@ def test_a_theme_by_name_and_one_of_the_users_own(
     monkeypatch.setenv("XENOSHELL_THEME", "xenoshell-drak")
     with pytest.raises(BadInput, match="did you mean xenoshell-dark"):
         palette(tmp_path)
+
+
+def on_screen(monkeypatch: pytest.MonkeyPatch, columns: int) -> Screen:
+    screen = Screen()
+    monkeypatch.setattr("sys.stdout", screen)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    monkeypatch.setenv("NO_COLOR", "1")
+    return screen
+
+
+HEAD = ("VM", "HOST", "PLACE", "ADDRESS")
+ROW = ("web-1", "ams-1", "Amsterdam, NL, eu", Cell("192.0.2.7:20080", right=True))
+
+
+def test_a_narrow_window_loses_spare_columns_and_is_told(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Output, "note", lambda _, text: told.append(text))
+    for columns, head in ((80, list(HEAD)), (40, ["VM", "HOST", "ADDRESS"])):
+        screen = on_screen(monkeypatch, columns)
+        Output(json=False, plain=False, quiet=False, verbose=False).table(HEAD, [ROW], spare=("PLACE", "HOST"))
+        lines = screen.getvalue().splitlines()
+        assert lines[0].split() == head
+        assert max(map(len, lines)) <= columns
+    assert len(told) == 1 and "PLACE" in told[0] and "HOST" not in told[0]
+
+
+@pytest.mark.parametrize("columns", range(24, 60, 5))
+def test_what_is_cut_has_an_ellipsis_and_nothing_is_wider_than_the_window(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    screen = on_screen(monkeypatch, columns)
+    Output(json=False, plain=False, quiet=False, verbose=False).table(HEAD, [ROW, ("東京" * 20, "", "", "")])
+    for line in screen.getvalue().splitlines():
+        assert width(line) <= max(columns, 4 * 6 + 3 * 2)
+    assert "…" in screen.getvalue()
+
+
+def test_pipes_and_plain_get_everything(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    Output(json=False, plain=False, quiet=False, verbose=False).table(HEAD, [ROW], spare=("PLACE",))
+    assert "Amsterdam, NL, eu" in capsys.readouterr().out
+    screen = on_screen(monkeypatch, 20)
+    PLAIN.table(HEAD, [ROW], spare=("PLACE",))
+    assert "Amsterdam, NL, eu" in screen.getvalue()
+
+
+def test_long_messages_break_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    text = "real: the key is not known\n  to do: compare it, then `xenoshell hosts trust real` pins it"
+    assert wrapped(text, io.StringIO()) == text
+    lines = wrapped(text, Screen()).split("\n")
+    assert max(map(len, lines)) <= 30
+    assert lines[1].startswith("  to do:") and lines[2].startswith("    ")
+    assert " ".join(line.strip() for line in lines) == " ".join(text.split())

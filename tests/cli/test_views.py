@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+from decimal import Decimal
 
 import pytest
 from rich.console import Console
@@ -12,10 +13,16 @@ from rich.console import Console
 from xenoshell.cli.live import _View
 from xenoshell.cli.output import Output
 from xenoshell.cli.progress import Progress
+from xenoshell.cli.quoting import show_rows
 from xenoshell.cli.rollout import followed
 from xenoshell.cli.styles import OWN, styles
 from xenoshell.deploy import events
 from xenoshell.deploy.events import Event
+from xenoshell.deploy.money import Amounts
+from xenoshell.deploy.placement import Placement
+from xenoshell.deploy.quote import HostQuote, Quote, vm_cost
+from xenoshell.deploy.summary import Summary
+from xenoshell.fleet.inventory import Host
 from xenoshell.wire.causes import Failure
 
 LOST = Failure("connection-lost", "nyc: the SSH connection ended \x1b]0;x\x07")
@@ -64,9 +71,9 @@ def test_the_picture_follows_the_events() -> None:
     booting = next(s for s in shown if "booting" in s)
     assert "web-1" in booting
     last = shown[-1]
-    assert re.search(r"web-1 +ams +ready +8\.0 MiB in 1\.1 s +7\.2 s +192\.0\.2\.7:20080", last)
+    assert re.search(r"web-1 +ams +ready +8\.0 MiB in 1\.1 s +7\.2 s TCG +192\.0\.2\.7:20080", last)
     assert "refused" in last and "the SSH connection ended" in last
-    assert "1 of 2 ready  1 failed" in last
+    assert "1 of 2 ready  1 host refused" in last
 
 
 @pytest.mark.parametrize("columns", [60, 80, 110, 200])
@@ -157,3 +164,50 @@ def test_plain_lines_have_times_and_do_not_drown_in_progress(capsys: pytest.Capt
     table = lines[lines.index("") + 1 :]
     assert table[0].split()[:2] == ["VM", "HOST"]
     assert "192.0.2.7:20080" in table[1]
+
+
+def test_plain_lines_say_which_part_of_the_image_was_sent(capsys: pytest.CaptureFixture[str]) -> None:
+    with followed(out(plain=True)) as view:
+        for event in run_of_two_hosts():
+            view(event)
+    shown = capsys.readouterr().out
+    assert "disk complete: 8.0 MiB sent in 1.1 s" in shown
+    assert "image complete" not in shown
+
+
+def test_columns_of_the_picture_never_jump_back() -> None:
+    progress, widest = Progress(), [0] * 6
+    ends = []
+    for event in run_of_two_hosts():
+        progress(event)
+        screen = io.StringIO()
+        console = Console(file=screen, width=110, height=24, force_terminal=False, color_system=None)
+        console.print(_View(progress, styles(OWN), event.t, widest).render(20, 110))
+        ends.append(screen.getvalue().splitlines()[1].find("ADDRESS"))
+    assert ends == sorted(ends)
+
+
+def test_a_vm_whose_host_refuses_is_unknown_and_says_why(capsys: pytest.CaptureFixture[str]) -> None:
+    changed = Failure("host-key-changed", "ams now shows another key", "ask the owner, `xenoshell resume SESSION`")
+    fold = Summary()
+    for event in (
+        events.session_started(0.0, "web", "a" * 32, 1, 1),
+        events.host_refused(0.2, "ams", changed),
+        events.session_done(0.3, 0, 1, 0.3),
+    ):
+        fold(event)
+    fold.price(quote_of_one_vm())
+    (row,) = fold.rows
+    assert (row.state, row.cause) == ("unknown", "host-key-changed")
+    show_rows(out(), fold.rows, fold.session)
+    shown = capsys.readouterr()
+    assert "held there" not in shown.out  # nobody knows
+    assert "web: " not in shown.err and "ams now shows another key" in shown.err
+    assert "xenoshell resume web`" in shown.err
+
+
+def quote_of_one_vm() -> Quote:
+    host = Host.model_validate({"name": "ams", "ssh": "ams.example"})
+    hosts = (HostQuote("ams", "", "EUR", (vm_cost(host, "web-1", 1, 1 << 28, 1 << 30),), 0, True, Decimal(0)),)
+    none = Amounts()
+    return Quote("web", hosts, Placement(()), none, none, None, None, None, None, None, ())

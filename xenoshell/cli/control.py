@@ -94,10 +94,16 @@ def _order(
 
     sessions = SessionStore(cli.paths.sessions)
     chosen = operate.targets(sessions, which)
+    if not chosen:
+        if verb != "destroy":
+            raise BadInput(f"{which} has no VMs", f"`xenoshell resume {which}` goes on with its deployment")
+        with sessions.locked(which):
+            sessions.forget(which)
+        cli.out.note(f"{which} had no VMs; it is forgotten")
+    elif ask:
+        cli.confirm(operate.blast_radius(verb, chosen))
     if verb == "renew" and lease_s is None:
         lease_s = _lease_of(chosen)
-    if ask:
-        cli.confirm(operate.blast_radius(verb, chosen))
     hosts = inventory(cli.paths)
     results = cli.run(
         reaching(
@@ -125,6 +131,8 @@ def _lease_of(chosen: Sequence[object]) -> float:
 def _show(cli: Cli, results: Sequence[VmResult]) -> None:
     if cli.out.json:
         cli.out.document([r.to_json() for r in results])
+        return
+    if not results:
         return
     cli.out.table(
         ("VM", "HOST", "NOW"),

@@ -133,4 +133,4 @@ def _say(message: str, remedy: str = "") -> None:
         from .output import wrapped
 
         text = f"xenoshell: {message}" + (f"\n  to do: {remedy}" if remedy else "")
-        print(wrapped(text, sys.stderr, "    "), file=sys.stderr)
+        print(wrapped(text, sys.stderr), file=sys.stderr)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from ..console.clean import clean
 from ..errors import BadInput
 from .command import Cli, command
 from .common import SessionFile, count, inventory
@@ -62,22 +64,64 @@ def new(
 
 
 def check(cli: Cli, file: SessionFile) -> None:
-    """Whether a session file is right: everything that is wrong with it, line by line. Asks no host."""
-    from ..session.load import load_session
+    """Whether a session file is right: everything that is wrong with it, line by line. Asks no host.
 
-    loaded = load_session(Path(file))
-    session = loaded.session
-    vms = session.vm_names()
-    missing = _unknown_hosts(cli, [name for group in session.vm for name in group.hosts])
+    Hosts and images that are not there yet are told, and are no errors: the file may come first.
+    """
+    from ..session.load import load_session, mentioned
+    from ..tomlfile import InputErrors
+
+    path = Path(file)
+    session, problems = None, None
+    try:
+        session = load_session(path).session
+    except InputErrors as errors:
+        problems = errors
+    hosts, images = mentioned(path)
+    no_hosts, no_images = _unknown_hosts(cli, hosts), _unknown_images(cli, images)
     if cli.out.json:
-        cli.out.document({"file": file, "session": session.name, "vms": list(vms), "unknown_hosts": missing})
-    else:
+        cli.out.document(
+            {
+                "file": file,
+                "right": problems is None,
+                "session": session.name if session else None,
+                "vms": list(session.vm_names()) if session else [],
+                "errors": [vars(error) for error in problems.errors] if problems else [],
+                "unknown_hosts": list(no_hosts),
+                "unknown_images": list(no_images),
+            }
+        )
+    elif session is not None:
+        vms = session.vm_names()
         cli.out.data(f"{file}: right; session {session.name}, {count(len(vms), 'VM')}: {', '.join(vms)}")
-    for name in missing:
-        cli.out.note(f"{file}: no host is called {name} (yet)")
+    for what, unknown in (("host", no_hosts), ("image", no_images)):
+        for name, near in unknown.items():
+            meant = f"; did you mean {clean(near)}?" if near else ""
+            cli.out.note(f"{file}: no {what} is called {clean(name)} (yet){meant}")
+    if problems is not None:
+        raise problems
 
 
-def _unknown_hosts(cli: Cli, names: list[str]) -> list[str]:
-    """Those of ``names`` that the inventory does not have: a session file may come before its hosts."""
-    known = set(inventory(cli.paths).names()) if names else set()
-    return [name for name in dict.fromkeys(names) if name not in known]
+def _unknown_hosts(cli: Cli, names: Sequence[str]) -> dict[str, str]:
+    """Those of ``names`` that the inventory does not have, each with the nearest that it has, or ""."""
+    from ..problems import nearest
+
+    known = inventory(cli.paths).names() if names else ()
+    return {name: nearest(name, known) for name in dict.fromkeys(names) if name not in known}
+
+
+def _unknown_images(cli: Cli, names: Sequence[str]) -> dict[str, str]:
+    """The same for images, which may also be named by the first digits of their id."""
+    from ..images.store import ImageStore
+    from ..problems import nearest
+    from ..wire.causes import Failure
+
+    store, unknown = ImageStore(cli.paths.images), {}
+    for name in dict.fromkeys(names):
+        try:
+            store.get(name)
+        except Failure as failure:
+            if failure.cause != "image-missing":
+                raise
+            unknown[name] = nearest(name, store.names())
+    return unknown

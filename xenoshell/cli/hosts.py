@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -85,6 +86,9 @@ def hosts_add(
     ] = None,
     country: Annotated[str | None, typer.Option(metavar="COUNTRY", help="Country, such as NL.")] = None,
     city: Annotated[str | None, typer.Option(metavar="CITY", help="City, such as Amsterdam.")] = None,
+    identity: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="The private key to log in with, if ssh_config names none.")
+    ] = None,
     label: Annotated[
         list[str] | None, typer.Option(metavar="KEY=VALUE", help="A label for `where`; repeatable.")
     ] = None,
@@ -104,7 +108,8 @@ def hosts_add(
     if any(host.name == name for host in inventory(cli.paths).hosts):
         raise BadInput(f"a host is called {name} already", "choose another name, or remove that one first")
     try:
-        host = Host.model_validate({"name": name, "ssh": ssh, "place": place, "labels": labels})
+        keys = {"ssh_options": {"identity": str(identity.expanduser().absolute())}} if identity else {}
+        host = Host.model_validate({"name": name, "ssh": ssh, "place": place, "labels": labels, **keys})
     except ValidationError as error:
         raise _as_bad_input(error) from None
     add_host(cli.paths.hosts_file, host)

@@ -19,10 +19,10 @@ _ROLES: Final = {"fine": "good", "limited": "warn", "failed": "bad"}
 def show_line(out: Output, line: CheckLine) -> None:
     """Print one line of a check as soon as it is there."""
     level = line.level if line.level in _ROLES else "limited"
-    found = wrapped(f"{'':<{_INDENT}}{clean(line.found)}", sys.stdout, " " * _INDENT)[_INDENT:]
+    found = wrapped(f"{'':<{_INDENT}}{clean(line.found)}", sys.stdout, 0)[_INDENT:]
     out.data(f"{out.paint(f'{level:<7}', _ROLES[level])}  {clean(line.name):<20} {found}")
     if line.remedy and level != "fine":
-        remedy = wrapped(f"{'':<{_INDENT}}to do: {clean(line.remedy)}", sys.stdout, " " * (_INDENT + 2))
+        remedy = wrapped(f"{'':<{_INDENT}}to do: {clean(line.remedy)}", sys.stdout)
         for each in remedy.split("\n"):
             out.data(out.paint(each, "dim"))
     out.flush()

@@ -13,6 +13,7 @@ from rich.live import Live
 from rich.text import Text
 
 from ..units import human_duration, human_size
+from .common import count
 from .progress import HostState, Progress, VmState
 
 if TYPE_CHECKING:
@@ -23,7 +24,7 @@ _BAR = 16
 #: From so many columns on there is room for a bar.
 _WIDE = 110
 _GAP = "  "
-_HEAD = ("VM", "HOST", "STAGE", "IMAGE", "TIME", "ADDRESS", "")
+_HEAD = ("VM", "HOST", "STAGE", "IMAGE", "TIME", "ADDRESS")
 _RANK = {"bad": 0, "warn": 0, "good": 2}
 
 
@@ -124,12 +125,18 @@ class _View:
     def _head(self) -> Text:
         vms, hosts = tuple(self.progress.vms.values()), tuple(self.progress.hosts.values())
         ready = sum(vm.stage == "ready" for vm in vms)
-        bad = sum(vm.role == "bad" for vm in vms) + sum(host.role == "bad" for host in hosts)
+        bad = sum(vm.role == "bad" for vm in vms)
+        refused = sum(host.role == "bad" for host in hosts)
+        lost = sum(host.stage == "lost" for host in hosts)
         text = Text(f"{self.progress.session or 'session'}  {human_duration(self.now)}  ", no_wrap=True)
         of = f" of {self.progress.wanted}" if self.progress.wanted else ""
         text.append(f"{ready}{of} ready", self.styles.get("good", "") if ready else "")
         if bad:
             text.append(f"  {bad} failed", self.styles.get("bad", ""))
+        if refused:
+            text.append(f"  {count(refused, 'host')} refused", self.styles.get("bad", ""))
+        if lost:
+            text.append(f"  {count(lost, 'host')} lost", self.styles.get("warn", ""))
         moving = [host for host in hosts if host.done < host.needed]
         if moving:
             done, needed = sum(host.done for host in hosts), sum(host.needed for host in hosts)
@@ -141,7 +148,7 @@ class _View:
 
     def _host(self, host: HostState, *, wide: bool) -> tuple[Text, ...]:
         stage, image = self._stage(host.stage, host.role), self._transfer(host, wide=wide)
-        return (Text(), Text(host.name), stage, image, Text(), Text(), Text(host.note))
+        return (Text(), Text(host.name), stage, image, Text(), Text(host.note))
 
     def _vm(self, vm: VmState, host: HostState, *, wide: bool) -> tuple[Text, ...]:
         lost = host.stage == "lost"
@@ -152,9 +159,9 @@ class _View:
             boot = human_duration(max(0.0, self.now - vm.booting_at))
         else:
             boot = ""
-        note = vm.note or (host.note if lost else vm.accel.upper())
         image = self._transfer(host, wide=wide)
-        return (Text(vm.name), Text(host.name), stage, image, Text(boot), Text(vm.address), Text(note))
+        took = Text(f"{boot} {vm.accel.upper()}".strip())
+        return (Text(vm.name), Text(host.name), stage, image, took, Text(vm.note or host.note * lost or vm.address))
 
     def _stage(self, text: str, role: str) -> Text:
         return Text(text, self.styles.get(role, ""))

@@ -36,20 +36,19 @@ def columns(stream: TextIO) -> int | None:
     return shutil.get_terminal_size().columns if stream.isatty() else None
 
 
-def wrapped(text: str, stream: TextIO, indent: str = "") -> str:
-    """``text`` broken between words where it meets a terminal; lines after the first begin with ``indent``."""
+def wrapped(text: str, stream: TextIO, indent: int = 2) -> str:
+    """``text`` broken between words where it meets a terminal; what goes on stands ``indent`` further in."""
     limit = columns(stream)
     if limit is None:
         return text
-    fill = textwrap.TextWrapper(
-        max(limit, 20),
-        subsequent_indent=indent,
-        break_long_words=False,
-        break_on_hyphens=False,
-        drop_whitespace=True,
-        replace_whitespace=False,
-    )
-    return "\n".join(fill.fill(line) if width(line) > limit else line for line in text.split("\n"))
+    out = []
+    for line in text.split("\n"):
+        lead = " " * (len(line) - len(line.lstrip(" ")) + indent)
+        fill = textwrap.TextWrapper(
+            max(limit, len(lead) + 20), subsequent_indent=lead, break_long_words=False, break_on_hyphens=False
+        )
+        out.append(fill.fill(line) if width(line) > limit else line)
+    return "\n".join(out)
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ class Output:
     def warn(self, text: str) -> None:
         """Narration that nothing silences."""
         sys.stdout.flush()
-        sys.stderr.write(wrapped(text, sys.stderr, "  ") + "\n")
+        sys.stderr.write(wrapped(text, sys.stderr) + "\n")
         sys.stderr.flush()
 
     def paint(self, text: str, role: str) -> str:
@@ -147,7 +146,7 @@ class Output:
         for row in cells:
             self.data(self._row(row, widths))
         if gone:
-            self.note(f"(no room here for {', '.join(gone)}: a wider window or --plain shows them)")
+            self.note(f"(no room here for {', '.join(gone)}; a wider window or --plain shows all)")
 
     def _row(self, row: Sequence[Cell], widths: Sequence[int]) -> str:
         parts = []

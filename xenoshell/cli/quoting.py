@@ -90,8 +90,8 @@ def show_plan(out: Output, plan: Plan) -> None:
         out.note(f"note: not asked, so from what is known here: {', '.join(blind)}")
 
 
-def show_rows(out: Output, rows: Sequence[Row]) -> None:
-    """The end of a deployment: one row for each VM, failures with what to do below."""
+def show_rows(out: Output, rows: Sequence[Row], session: str) -> None:
+    """The end of a deployment of ``session``: one row for each VM, failures with what to do below."""
     out.table(
         ("VM", "HOST", "PLACE", "PRICE", "TRANSFER", "BOOT", "READY", "STATE", "ADDRESS"),
         without_empty=True,
@@ -119,7 +119,10 @@ def show_rows(out: Output, rows: Sequence[Row]) -> None:
     groups: dict[tuple[str, str], list[str]] = {}
     for row in rows:
         if row.cause:
-            groups.setdefault((clean(f"{row.message} [{row.cause}]"), clean(row.remedy)), []).append(row.vm)
+            message = clean(f"{row.message} [{row.cause}]")
+            whom = row.vm if message.startswith(row.host) else f"{row.vm} on {row.host}"
+            remedy = clean(row.remedy).replace("xenoshell resume SESSION", f"xenoshell resume {clean(session)}")
+            groups.setdefault((message, remedy), []).append(whom)
     for (message, remedy), vms in groups.items():
         out.warn(f"{', '.join(vms)}: {message}")
         if remedy:

@@ -16,7 +16,7 @@ from ..units import human_duration
 from ..wire.causes import Failure
 from .command import Cli, command
 from .common import Accel, SessionFile, SessionName, accel_of, count, inventory, reaching
-from .exits import Stop
+from .exits import INTERRUPTED, Stop
 from .output import Output
 
 if TYPE_CHECKING:
@@ -176,7 +176,7 @@ def followed(out: Output, *, recorded: bool = False) -> Iterator[View]:
         if not out.json and summary.rows:
             if not out.live and not out.quiet:
                 out.data()
-            show_rows(out, summary.rows)
+            show_rows(out, summary.rows, summary.session)
 
     if not out.live:
         told_by: tuple[Reader, ...] = ((lambda e: out.line(e.to_json())) if out.json else plain,)
@@ -215,7 +215,7 @@ def run_deployment(cli: Cli, prepared: Prepared, options: Options) -> Outcome:
     view.finish()
     cli.out.note(
         f"{prepared.session.name}: {outcome.ready} of {count(len(outcome.vms), 'VM')} ready"
-        f" in {human_duration(outcome.seconds)}"
+        f" in {human_duration(outcome.seconds)}; {outcome.quote.per_hour} an hour"
     )
     for error in outcome.reader_errors:
         if not isinstance(error, BrokenPipeError):
@@ -237,8 +237,10 @@ def _deploy(cli: Cli, prepared: Prepared, options: Options) -> None:
     try:
         outcome = run_deployment(cli, prepared, options)
     except (KeyboardInterrupt, Stop):
-        cli.out.warn(f"{name}: stopped on the way; `xenoshell resume {name}` goes on, `xenoshell ps {name}` shows it")
-        raise
+        cli.out.warn(
+            f"{name}: interrupted; `xenoshell resume {name}` goes on, `xenoshell ps {name}` shows what is there"
+        )
+        raise Stop(INTERRUPTED) from None
     if outcome.exit_code:
         raise Stop(outcome.exit_code)
 

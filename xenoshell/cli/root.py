@@ -29,7 +29,7 @@ With hosts of your own:
                                  enter a host; then `hosts trust`, `hosts check`
   xenoshell images build tiny    a small template (or `debian`)
   xenoshell new site.toml        a session file to edit
-  xenoshell quote site.toml      what it costs; `check` and `plan` before you act
+  xenoshell quote site.toml      what it costs; also `check`, `plan`
   xenoshell deploy site.toml     do it
   xenoshell ps                   what runs; then `logs`, `console`, `ssh`
   xenoshell destroy site         the end of it

@@ -15,7 +15,7 @@ from ..errors import BadInput
 from ..units import human_duration, human_size, parse_size
 from .command import Cli, command
 from .common import OneVm, connector, inventory, reaching
-from .exits import NOTHING_DONE, Stop
+from .exits import INTERRUPTED, NOTHING_DONE, Stop
 from .output import Cell, colours
 
 if TYPE_CHECKING:
@@ -54,7 +54,9 @@ def ps(
     if cli.out.json:
         cli.out.document([_document(r, places.get(r.host)) for r in reports])
     elif not reports:
-        cli.out.note("nothing is deployed: `xenoshell deploy FILE`")
+        cli.out.note("nothing is deployed: `xenoshell deploy FILE`" if not names else f"no VMs: {', '.join(names)}")
+        for name in names:
+            cli.out.note(f"`xenoshell resume {name}` goes on with it, `xenoshell destroy {name}` forgets it")
     else:
         cli.out.table(
             (
@@ -66,7 +68,7 @@ def ps(
         )
         spent, hourly = report.totals(reports)
         if hourly.each:
-            cli.out.note(f"{spent} so far, {hourly} an hour, running or stopped, until they are destroyed")
+            cli.out.note(f"{spent} so far, {hourly} an hour until they are destroyed")
     _explain(cli, reports)
     if reports and all(r.state == "unknown" for r in reports):
         raise Stop(NOTHING_DONE)
@@ -81,7 +83,7 @@ def _explain(cli: Cli, reports: Sequence[VmReport]) -> None:
             groups.setdefault((clean(r.message), clean(r.remedy)), []).append(whom)
     for (message, remedy), named in groups.items():
         names = ", ".join(dict.fromkeys(named))
-        cli.out.warn(message if message.startswith(f"{names}:") else f"{names}: {message}")
+        cli.out.warn(message if message.startswith((f"{names}:", f"{names} ")) else f"{names}: {message}")
         if remedy:
             cli.out.warn(f"  to do: {remedy}")
 
@@ -170,7 +172,13 @@ def logs(
             if coloured:
                 put(b"\n", True)  # the guest's last line is seldom whole, and the prompt is to stand on its own
 
-    cli.run(copy())
+    try:
+        cli.run(copy())
+    except KeyboardInterrupt:
+        if not follow:
+            raise
+        sys.stdout.flush()
+        raise Stop(INTERRUPTED) from None  # the way to end it: nothing to say
 
 
 def _bytes(data: bytes, last: bool) -> None:

@@ -66,7 +66,8 @@ def restored_screen(fd: int, reset: Any) -> Iterator[None]:
     finally:
         if os.isatty(fd):
             with contextlib.suppress(OSError):
-                write_within(fd, reset() + b"\r\n", 1.0)
+                # A guest that draws may have left the cursor anywhere: what is below would stand among what follows.
+                write_within(fd, reset() + b"\r\n\x1b[J", 1.0)
 
 
 def page(fd: int) -> bytes:

@@ -56,12 +56,14 @@ class Row:
 
 
 class Summary:
-    """A reader of events that keeps the rows; ``quote`` fills in place and price."""
+    """A reader of events that keeps the rows and the session's name; ``quote`` fills in place and price."""
 
     def __init__(self, quote: Quote | None = None) -> None:
+        self.session = ""
         self._rows: dict[str, Row] = {}
         self._hosts: dict[str, tuple[int, float | None]] = {}
         self._first: dict[str, float] = {}
+        self._away: dict[str, dict[str, Any]] = {}
         self._priced = False
         if quote is not None:
             self.price(quote)
@@ -72,7 +74,11 @@ class Summary:
         out = []
         for row in self._rows.values() if self._priced else sorted(self._rows.values(), key=lambda r: natural(r.vm)):
             sent, seconds = self._hosts.get(row.host, (0, None))
-            out.append(replace(row, transfer_bytes=sent, transfer_s=seconds))
+            shown = replace(row, transfer_bytes=sent, transfer_s=seconds)
+            if row.state == "planned" and row.host in self._away:
+                # A VM that is there already, as far as anybody knows: its host could not be asked.
+                shown = replace(shown, state="unknown", **self._away[row.host])
+            out.append(shown)
         return tuple(out)
 
     def price(self, quote: Quote) -> None:
@@ -90,8 +96,14 @@ class Summary:
     def __call__(self, event: Event) -> None:
         name = event.event
         if name == "session.started":
+            self.session = event.text("session")
             self._hosts.clear()
             self._first.clear()
+            self._away.clear()
+        elif name in ("host.connected", "host.back"):
+            self._away.pop(event.host, None)
+        elif name == "host.refused":
+            self._away[event.host] = _why(event)
         elif name == "transfer.planned":
             self._first.setdefault(event.host, event.t)
         elif name == "transfer.done":
@@ -99,6 +111,7 @@ class Summary:
             began = self._first.get(event.host, event.t)
             self._hosts[event.host] = sent + int(event.number("bytes_sent")), round(event.t - began, 3)
         elif name == "host.lost":
+            self._away[event.host] = _why(event)
             for vm, row in self._rows.items():
                 if row.host == event.host and row.state not in ("failed", "exited"):
                     self._rows[vm] = replace(row, state="unknown", **_why(event))
