@@ -201,9 +201,11 @@ class Guest:
         def parent(pid: int) -> int:
             return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
-        supervisors = [p for p in found.values() if parent(p.pid) in found]
+        above = {pid: parent(pid) for pid in found}
+        # what a supervisor has forked to prepare a run has its name, too
+        supervisors = [pid for pid in found if above[pid] in found and above[above[pid]] not in found]
         assert len(supervisors) == 1, found  # else one of them is just being made
-        return found[parent(supervisors[0].pid)], supervisors[0]
+        return found[above[supervisors[0]]], found[supervisors[0]]
 
     def kill_keepers(self) -> None:
         """SIGKILL guardian and supervisor as if at once: neither may see the other die."""
@@ -233,6 +235,8 @@ class Host:
         self.library = directory / "library.py"
         self.library.write_text(
             f"import sys\nsys.path.insert(0, {str(REPOSITORY)!r})\n"
+            "from xenoshell.host import machine, ready, supervisor\n"
+            "supervisor.TICK_S, ready.SLOW_PAUSE_S, machine.QUIT_S = 0.25, 0.5, 1.0\n"  # so that tests wait less
             "from xenoshell.host.__main__ import main\nsys.exit(main(sys.argv[1:]))\n"
         )
 

@@ -46,8 +46,8 @@ def test_orders_are_obeyed_once(host: Host) -> None:
     assert again.pid != first.pid and not proc.identify(first.pid).started
     guest.order("stopped")
     began = time.monotonic()
-    assert guest.until("exited", 5).cause == "stopped"  # it does not listen, so it is made to
-    assert time.monotonic() - began < 2.5
+    assert guest.until("exited", 10).cause == "stopped"  # it does not listen, so it is made to
+    assert time.monotonic() - began < 8  # the grace is 0.3 s
     guest.order("stopped")
     assert guest.status().state == "exited"
     guest.order("running", "c")
@@ -167,7 +167,7 @@ def test_a_supervisor_that_died_before_qemu_ran_is_continued(host: Host) -> None
 
 
 def test_a_stop_under_way_is_continued_by_the_next_supervisor(host: Host) -> None:
-    guest = Guest(host, idle(stop_grace_s=2.0))
+    guest = Guest(host, idle(stop_grace_s=1.0))
     guest.until("ready")
     guest.order("stopped")
     guest.until("stopping")
@@ -212,12 +212,27 @@ def test_many_helpers_adopt_one_supervisor(host: Host) -> None:
     eventually(lambda: len(guest.keepers()) == 2)
 
 
+def test_a_lease_ends_a_guest_that_does_not_listen_and_a_new_one_lets_it_start(host: Host) -> None:
+    guest = Guest(host, idle(lease_s=2.0))
+    status = guest.until("exited", 15)
+    assert status.cause == "lease-expired" and status.lease_left_s == 0
+    assert 2 <= status.usage.uptime_s < 15
+    guest.order("running")
+    again = guest.until("ready")
+    assert again.run == 2 and again.lease_left_s > 1
+    with guest.talk() as talk:
+        assert talk.ask("renew", lease_s=1000.0)["lease_left_s"] == pytest.approx(1000, abs=1)
+    guest.order("restart")
+    later = guest.until(lambda s: s.run == 3 and s.state == "ready", 10)
+    assert later.pid != again.pid and later.lease_left_s > 900
+
+
 def test_a_budget_is_counted_over_all_runs(host: Host) -> None:
     guest = Guest(host, idle(budget_s=1.5))
     guest.until("ready")
     guest.order("restart")
     status = guest.until(lambda s: s.cause == "budget-spent", 8)
-    assert status.state == "exited" and status.run == 2 and 1.5 <= status.usage.uptime_s < 5
+    assert status.state == "exited" and status.run == 2 and 1.5 <= status.usage.uptime_s < 15
     guest.order("running")
     assert guest.until(lambda s: s.run == 3).cause in ("", "budget-spent")
     assert guest.until("exited").cause == "budget-spent"
@@ -268,14 +283,14 @@ def test_a_clock_jump_moves_no_lease(host: Host, tmp_path: Path) -> None:
     for seconds in (TEN_YEARS_S, -TEN_YEARS_S):
         silent_s = guest.status().silent_s
         jump(seconds)
-        guest.until(lambda s, before=silent_s: s.silent_s > before + 2.5)  # type: ignore[misc]  # it looked at its clocks
+        guest.until(lambda s, before=silent_s: s.silent_s > before + 0.8)  # type: ignore[misc]  # it looked at its clocks
         guest.kill_keepers()
         guest.adopt()  # from what was written down, with another wall clock than then
         status = guest.until("ready")
         assert status.pid == first.pid
         assert 800 < status.lease_left_s < 1000
     with guest.talk() as talk:
-        talk.ask("renew", lease_s=3.0)
+        talk.ask("renew", lease_s=1.0)
     assert eventually(lambda: wall_until() < time.time() - TEN_YEARS_S / 2), "the jump was felt"
     ended = guest.until("exited", 20)
     assert ended.cause == "lease-expired"
