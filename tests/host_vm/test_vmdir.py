@@ -59,3 +59,13 @@ def test_a_vm_that_cannot_be_read_hides_no_other_and_can_be_destroyed(host: Host
     made.want("destroyed", "b")
     adopt(made, str(host.library))
     assert list_vms(str(host.vms)) == [] == os.listdir(host.vms)
+
+
+def test_what_is_to_be_destroyed_needs_no_supervisor(host: Host, made: VmDir) -> None:
+    """The disk is full, say, and the program is not kept on this host yet."""
+    missing = str(host.state / "lib.py")
+    with pytest.raises(Failure, match="did not start"):
+        adopt(made, missing)
+    made.want("destroyed", "b")
+    adopt(made, missing)
+    assert os.listdir(host.vms) == []

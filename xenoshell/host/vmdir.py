@@ -308,30 +308,13 @@ def adopt(vmdir: VmDir, library: str, blobs: Optional[str] = None) -> None:
     if not vmdir.supervisor_alive():
         try:
             vmdir.read_spec()
-        except Failure as failure:  # nobody can supervise it
-            if failure.cause != "internal" or vmdir.read_wanted().state != "destroyed":
+            _start(vmdir, library)
+        except Failure as failure:
+            # nobody can supervise it (a damaged file, a full disk): what is to be destroyed needs no supervisor
+            if failure.cause != "internal" or vmdir.read_wanted().state != "destroyed" or vmdir.supervisor_alive():
                 raise
             vmdir.end()
             return
-        try:
-            log = os.open(vmdir.file("supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-        except OSError:
-            log = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
-        try:
-            starter = subprocess.Popen(
-                [sys.executable or "python3", "-I", "-S", library, "supervise", vmdir.path],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                cwd="/",
-                start_new_session=True,
-            )
-            if starter.wait(ADOPT_DEADLINE_S):  # it forks at once: the guardian is nobody's child
-                raise Failure("internal", "the supervisor of %s did not start: %s" % (vmdir.id, _last_line(vmdir)))
-        except (OSError, subprocess.TimeoutExpired) as error:
-            raise Failure("internal", "the supervisor of %s did not start: %s" % (vmdir.id, error)) from error
-        finally:
-            os.close(log)
     pause = 0.005
     while True:
         try:
@@ -345,6 +328,28 @@ def adopt(vmdir: VmDir, library: str, blobs: Optional[str] = None) -> None:
                 raise Failure("internal", text) from error
         time.sleep(pause)  # a new process binds its socket; nothing announces that
         pause = min(0.1, pause * 2)
+
+
+def _start(vmdir: VmDir, library: str) -> None:
+    try:
+        log = os.open(vmdir.file("supervisor.log"), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    except OSError:
+        log = os.open(os.devnull, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        starter = subprocess.Popen(
+            [sys.executable or "python3", "-I", "-S", library, "supervise", vmdir.path],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            cwd="/",
+            start_new_session=True,
+        )
+        if starter.wait(ADOPT_DEADLINE_S):  # it forks at once: the guardian is nobody's child
+            raise Failure("internal", "the supervisor of %s did not start: %s" % (vmdir.id, _last_line(vmdir)))
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise Failure("internal", "the supervisor of %s did not start: %s" % (vmdir.id, error)) from error
+    finally:
+        os.close(log)
 
 
 def _last_line(vmdir: VmDir) -> str:
