@@ -88,7 +88,12 @@ def disk(blockstats: Any) -> Tuple[int, int]:
     """Bytes (read, written) of all disks in the answer of ``query-blockstats``."""
     read = written = 0
     for device in blockstats if isinstance(blockstats, list) else ():
-        stats = device.get("stats", {}) if isinstance(device, dict) and device.get("qdev") else {}
-        read += int(stats.get("rd_bytes", 0))
-        written += int(stats.get("wr_bytes", 0))
+        stats = device.get("stats") if isinstance(device, dict) and device.get("qdev") else None
+        if isinstance(stats, dict):
+            read += _count(stats.get("rd_bytes"))
+            written += _count(stats.get("wr_bytes"))
     return read, written
+
+
+def _count(value: Any) -> int:
+    return value if isinstance(value, int) and 0 <= value < 1 << 62 else 0

@@ -95,7 +95,8 @@ class Qmp:
             data = message.get("data")
             self._on_event(str(message["event"]), data if isinstance(data, dict) else {})
         elif "return" in message or "error" in message:
-            reply = self._waiting.pop(message.get("id", 0), None)
+            number = message.get("id")
+            reply = self._waiting.pop(number, None) if isinstance(number, int) else None
             if reply is None:
                 return
             error = message.get("error")
