@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import shlex
 import shutil
 import signal
 import urllib.error
@@ -170,15 +171,15 @@ def cleared(paths: Paths, say: Callable[[str], None]) -> Iterator[Callable[[], N
 
 
 def next_commands(paths: Paths, hosts: tuple[str, ...]) -> tuple[str, ...]:
-    """What to try with a demonstration that was kept, each with the state directory that it needs."""
+    """What to try with a demonstration that was kept, in a shell that was first told where it is."""
     first = f"{SESSION}/web-1" if len(hosts) > 1 else f"{SESSION}/web"
-    where = f"--state-dir {paths.state}"
     return (
-        f"xenoshell ps {where}",
-        f"xenoshell console {first} {where}",
-        f"xenoshell ssh {first} {where} -- -i {paths.lab / 'id_ed25519'}",
-        f"xenoshell logs {first} {where}",
-        f"xenoshell stop {SESSION} {where}",
-        f"xenoshell replay {SESSION} {where}",
-        f"xenoshell lab down {where}",
+        f"export XENOSHELL_STATE_DIR={shlex.quote(str(paths.state))}",
+        "xenoshell ps",
+        f"xenoshell console {first}",
+        f"xenoshell ssh {first} -- -i $XENOSHELL_STATE_DIR/lab/id_ed25519",
+        f"xenoshell logs {first}",
+        f"xenoshell stop {SESSION}",
+        f"xenoshell replay {SESSION}",
+        "xenoshell lab down",
     )

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from xenoshell.cli.exits import Refused, Stop, code_of, mapped
+from xenoshell.cli.exits import Refused, Stop, code_of, explain, mapped
 from xenoshell.errors import BadInput
 from xenoshell.tomlfile import InputError, InputErrors
 from xenoshell.wire.causes import Failure
@@ -81,6 +81,15 @@ def test_among_failures_a_defect_speaks(tmp_path: Path, capsys: pytest.CaptureFi
 def test_words_of_a_host_cannot_draw_on_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     ended(tmp_path, Failure("protocol", "it said \x1b]0;owned\x07 and \x9b2J\r\u202eabc"))
     assert not set(capsys.readouterr().err) & set("\x1b\x07\x9b\r\u202e")
+
+
+def test_nor_can_they_in_a_traceback(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    hostile = "x\x1b]0;title\x07\x9b31m\u202e\ud800"
+    for error in (Failure("internal", hostile), ValueError(hostile)):
+        explain(error, tmp_path, True)
+        shown = capsys.readouterr().err
+        assert all(c.isprintable() or c == "\n" for c in shown) and "title" in shown
+    assert list(tmp_path.glob("*.log"))
 
 
 def test_a_reader_that_left_is_no_failure(tmp_path: Path) -> None:

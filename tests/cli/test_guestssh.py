@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import shlex
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from xenoshell.cli.guestssh import Way, arguments, forward_of, known_hosts_lines, split_rest
+from xenoshell.cli.guestssh import Way, arguments, forward_of, known_hosts_lines, note_keys, split_rest
 from xenoshell.errors import BadInput
 from xenoshell.wire.values import Forward
 
@@ -96,6 +97,19 @@ def test_a_guest_cannot_write_lines_of_its_own(keys: list[str]) -> None:
         name, kind, key = line.split(" ")
         assert name == "alias"
         assert kind and key.isascii()
+
+
+def test_each_guest_has_its_lines_beside_those_of_others(tmp_path: Path) -> None:
+    """Two terminals may be on their way into two guests of a session, and a key that a person accepted stays."""
+    file = tmp_path / "known_hosts"
+    aliases = [f"web.vm-{n}.0123abcd" for n in range(12)]
+    with ThreadPoolExecutor(6) as pool:
+        for _ in range(2):
+            list(pool.map(lambda alias: note_keys(file, alias, f"{alias} ssh-ed25519 {KEY}\n"), aliases))
+    assert sorted(file.read_text().splitlines()) == sorted(f"{alias} ssh-ed25519 {KEY}" for alias in aliases)
+    note_keys(file, aliases[1], f"{aliases[1]} ssh-rsa {KEY}\n")
+    changed = [line.split()[1] for line in file.read_text().splitlines() if line.startswith(f"{aliases[1]} ")]
+    assert changed == ["ssh-rsa"] and len(file.read_text().splitlines()) == 12
 
 
 def test_without_a_forward_it_says_what_to_add() -> None:

@@ -110,6 +110,9 @@ def test_a_key_is_pinned_by_its_fingerprint_once(run: Run, stranger: tuple[Lab, 
     assert again.code == 0
     assert "known already" in again.err
     assert paths.known_hosts.read_text() == pinned
+    assert run("hosts", "trust", "mine", "--fingerprint", fingerprint).code == 0
+    wrong = run("hosts", "trust", "mine", "--fingerprint", "SHA256:" + "A" * 43)
+    assert wrong.code == 4, "a known key is no better than the fingerprint that was asked for"
 
 
 def test_another_key_is_refused_until_it_is_replaced(run: Run, stranger: tuple[Lab, str], paths: Paths) -> None:

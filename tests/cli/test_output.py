@@ -80,6 +80,16 @@ def test_quiet_silences_narration_and_nothing_else(capsys: pytest.CaptureFixture
     assert shown.out == "fact\n"
 
 
+def test_json_draws_nothing_on_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    value = {"message": "a\x1b[2J\x9b31m\u202e\ufeff\x7f\ud800 é"}
+    out = Output(True, False, False, False)
+    out.document(value)
+    out.line(value)
+    shown = capsys.readouterr().out
+    assert all(c.isprintable() or c == "\n" for c in shown) and "é" in shown
+    assert json.loads(shown.splitlines()[-1]) == value
+
+
 def test_values_become_json_exactly() -> None:
     @dataclass(frozen=True)
     class Price:

@@ -92,10 +92,11 @@ def show_plan(out: Output, plan: Plan) -> None:
 
 def show_rows(out: Output, rows: Sequence[Row], session: str) -> None:
     """The end of a deployment of ``session``: one row for each VM, failures with what to do below."""
+    all_ready = ("STATE",) if all(row.state == "ready" for row in rows) else ()
     out.table(
         ("VM", "HOST", "PLACE", "PRICE", "TRANSFER", "BOOT", "READY", "STATE", "ADDRESS"),
         without_empty=True,
-        spare=("PLACE", "BOOT", "TRANSFER", "PRICE", "READY"),
+        spare=(*all_ready, "PLACE", "BOOT", "TRANSFER", "PRICE", "READY"),
         rows=[
             (
                 row.vm,
