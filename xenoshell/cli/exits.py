@@ -112,7 +112,7 @@ def _defect(error: Exception, logs: Path, verbose: bool) -> int:
     path = logs / f"{time.strftime('%Y%m%d-%H%M%S')}-{os.getpid()}.log"
     try:
         logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        path.write_text("".join(traceback.format_exception(error)))
+        path.write_text("".join(traceback.format_exception(error)), errors="backslashreplace")
         remedy = f"please report it with {path}"
     except OSError as problem:
         remedy = f"run again with --verbose to see the details ({path} cannot be written: {problem.strerror})"
@@ -125,7 +125,8 @@ def _defect(error: Exception, logs: Path, verbose: bool) -> int:
 def _print_trace(error: Exception) -> None:
     import traceback
 
-    traceback.print_exception(error, file=sys.stderr)
+    # What a host said is in the messages of exceptions as it came.
+    print(clean_lines("".join(traceback.format_exception(error))), file=sys.stderr)
 
 
 def _say(message: str, remedy: str = "") -> None:

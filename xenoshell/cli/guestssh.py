@@ -48,6 +48,16 @@ def known_hosts_lines(alias: str, host_keys: Sequence[str]) -> str:
     return "".join(lines)
 
 
+def note_keys(file: Path, alias: str, lines: str) -> None:
+    """Put the lines of one guest into a known_hosts file, in place of those it had; other guests' lines stay."""
+    from ..toml_write import locked, write_atomically
+
+    with locked(file):
+        before = file.read_text("utf-8", "replace").splitlines() if file.exists() else []
+        others = [f"{line}\n" for line in before if line.split(None, 1)[:1] != [alias]]
+        write_atomically(file, "".join(others) + lines)
+
+
 def arguments(
     *,
     alias: str,

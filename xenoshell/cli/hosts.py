@@ -139,6 +139,8 @@ def hosts_trust(
     known = [f"{e.key_type} {e.fingerprint} ({e.place})" for e in key.entries if not e.marker]
     cli.out.note(f"{name} ({clean(key.name)}, port {key.port}) shows the {clean(key.type)} key {key.fingerprint}")
     pinned = False
+    if fingerprint is not None and _bare(fingerprint) != _bare(key.fingerprint):
+        raise Refused(f"{name}: its key is {key.fingerprint}, not {clean(fingerprint)}: nothing was pinned")
     if key.known == "certificate":
         cli.out.note("it is certified by an authority that you trust: nothing needs to be pinned")
     elif key.known == "same":
@@ -148,8 +150,6 @@ def hosts_trust(
             cli.out.note(f"it is NOT the one known until now: {clean(', '.join(known))}")
         if fingerprint is None and (key.known == "unknown" or (key.known == "changed" and replace)):
             cli.confirm(f"pins that key for {name}" + (", and forgets the one known until now" if known else ""))
-        elif fingerprint is not None and _bare(fingerprint) != _bare(key.fingerprint):
-            raise Refused(f"{name}: its key is {key.fingerprint}, not {clean(fingerprint)}: nothing was pinned")
         pinned = trust.pin(host, key, cli.paths, replace=replace)
         cli.out.note(f"pinned in {cli.paths.known_hosts}" if pinned else "nothing had to be written")
     if cli.out.json:

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from decimal import Decimal
 from typing import Any, Final, TextIO
 
-from ..console.clean import clean
+from ..console.clean import clean, clean_json
 from .styles import OWN, sgr
 
 
@@ -75,12 +75,14 @@ class Output:
         sys.stdout.write(text + "\n")
 
     def document(self, value: Any) -> None:
-        """The one JSON document of a command."""
-        sys.stdout.write(json_module.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+        """The one JSON document of a command, safe to look at on a terminal."""
+        text = json_module.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(clean_json(text) + "\n")
 
     def line(self, value: Any) -> None:
         """One JSON object on a line of its own, at once."""
-        sys.stdout.write(json_module.dumps(jsonable(value), ensure_ascii=False, allow_nan=False) + "\n")
+        text = json_module.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
+        sys.stdout.write(clean_json(text) + "\n")
         sys.stdout.flush()
 
     def flush(self) -> None:

@@ -252,7 +252,7 @@ def ssh(
     known_hosts = cli.paths.sessions / target.session / "known_hosts"
     lines = guestssh.known_hosts_lines(status.id, status.host_keys)
     if lines:
-        known_hosts.write_text(lines)
+        guestssh.note_keys(known_hosts, status.id, lines)
     else:
         cli.out.warn(f"{target} has shown no host keys on its console (yet): ssh asks whether to trust what it finds")
     local = at in ("localhost", "::1") or at.startswith("127.")
