@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.cli.conftest import Run
+from xenoshell.cli.common import Reason, filled
 from xenoshell.cli.watch import _cost, _state
 from xenoshell.deploy.record import Seen, SessionStore, new_record
 from xenoshell.deploy.report import Cost, VmReport, cost_of, totals
@@ -115,6 +116,8 @@ def test_orders_that_fail_say_why_below_the_table(run: Run, deployed: SessionSto
     assert done.code == 3
     assert done.out.splitlines()[1].split() == ["site/web-1", "ams", "unknown"]
     assert "site/web-1: " in done.err and "[unreachable]" in done.err
+    assert "xenoshell destroy site/web-1 --forget" in done.err
+    assert "xenoshell hosts check ams`" in done.err
     assert run("destroy", "site", "--yes", "--forget").code == 0
     assert deployed.names() == ()
 
@@ -133,3 +136,15 @@ def test_what_an_older_version_noted_is_passed_over(paths: Paths) -> None:
     store.note_seen("site", {"a": Seen("ready", 1.0)})
     (paths.sessions / "site" / "seen.json").write_text('{"a": "ready", "b": {"state": "exited"}}')
     assert store.seen("site") == {"b": Seen("exited")}
+
+
+def test_a_remedy_names_what_it_is_about_where_that_is_one_thing() -> None:
+    one, other = (Reason("x", "site", f"web-{n}", "ams", "", "") for n in (1, 2))
+    remedy = "try `xenoshell hosts check NAME`, then `xenoshell start SESSION/VM` or `xenoshell resume SESSION`"
+    assert filled(remedy, [one]) == (
+        "try `xenoshell hosts check ams`, then `xenoshell start site/web-1` or `xenoshell resume site`"
+    )
+    assert filled(remedy, [one, other]) == (
+        "try `xenoshell hosts check ams`, then `xenoshell start SESSION/VM` or `xenoshell resume site`"
+    )
+    assert filled("put SESSION here", [one]) == "put SESSION here"

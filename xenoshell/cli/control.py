@@ -7,10 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from ..console.clean import clean
 from ..errors import BadInput
 from .command import Cli, command
-from .common import Where, inventory, reaching
+from .common import Reason, Where, inventory, reaching, show_reasons
 from .exits import Stop
 from .output import Cell
 
@@ -113,7 +112,7 @@ def _order(
             ),
         )
     )
-    _show(cli, results)
+    _show(cli, verb, results)
     if code := operate.exit_code(results):
         raise Stop(code)
 
@@ -128,7 +127,7 @@ def _lease_of(chosen: Sequence[object]) -> float:
     return max(leases)
 
 
-def _show(cli: Cli, results: Sequence[VmResult]) -> None:
+def _show(cli: Cli, verb: str, results: Sequence[VmResult]) -> None:
     if cli.out.json:
         cli.out.document([r.to_json() for r in results])
         return
@@ -138,12 +137,21 @@ def _show(cli: Cli, results: Sequence[VmResult]) -> None:
         ("VM", "HOST", "NOW"),
         [(f"{r.session}/{r.vm}", r.host, Cell(r.state or "failed", "good" if r.done else "bad")) for r in results],
     )
-    groups: dict[tuple[str, str], list[str]] = {}
-    for r in results:
-        if not r.done or r.state == "forgotten":
-            message = clean(f"{r.message} [{r.cause}]" if r.cause else r.message)
-            groups.setdefault((message, clean(r.remedy)), []).append(f"{r.session}/{r.vm}")
-    for (message, remedy), vms in groups.items():
-        cli.out.warn(f"{', '.join(vms)}: {message}")
-        if remedy:
-            cli.out.warn(f"  to do: {remedy}")
+    show_reasons(
+        cli.out,
+        [
+            Reason(
+                f"{r.session}/{r.vm}",
+                r.session,
+                r.vm,
+                r.host,
+                f"{r.message} [{r.cause}]" if r.cause else r.message,
+                r.remedy if not r.done else "",
+            )
+            for r in results
+            if not r.done or r.state == "forgotten"
+        ],
+    )
+    if verb == "destroy" and (lost := [f"{r.session}/{r.vm}" for r in results if r.state == "unknown"]):
+        which = lost[0] if len(lost) == 1 else lost[0].partition("/")[0]
+        cli.out.note(f"what is unknown stays on the record; if its host is gone: `xenoshell destroy {which} --forget`")

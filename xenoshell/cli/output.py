@@ -81,8 +81,7 @@ class Output:
 
     def line(self, value: Any) -> None:
         """One JSON object on a line of its own, at once."""
-        text = json_module.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)
-        sys.stdout.write(clean_json(text) + "\n")
+        sys.stdout.write(json_line(value))
         sys.stdout.flush()
 
     def flush(self) -> None:
@@ -159,6 +158,11 @@ class Output:
             last = index == len(widths) - 1
             parts.append(gap + text if cell.right else text + ("" if last else gap))
         return "  ".join(parts).rstrip()
+
+
+def json_line(value: Any) -> str:
+    """``value`` as a line of JSON, newline included, safe to look at on a terminal."""
+    return clean_json(json_module.dumps(jsonable(value), ensure_ascii=False, allow_nan=False)) + "\n"
 
 
 def jsonable(value: Any) -> Any:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from ..console.clean import clean
 from ..units import human_duration, human_size
-from .common import count
+from .common import Reason, count, show_reasons
 from .output import Cell, Output
 
 if TYPE_CHECKING:
@@ -117,14 +117,18 @@ def show_rows(out: Output, rows: Sequence[Row], session: str) -> None:
             for row in rows
         ],
     )
-    groups: dict[tuple[str, str], list[str]] = {}
-    for row in rows:
-        if row.cause:
-            message = clean(f"{row.message} [{row.cause}]")
-            whom = row.vm if message.startswith(row.host) else f"{row.vm} on {row.host}"
-            remedy = clean(row.remedy).replace("xenoshell resume SESSION", f"xenoshell resume {clean(session)}")
-            groups.setdefault((message, remedy), []).append(whom)
-    for (message, remedy), vms in groups.items():
-        out.warn(f"{', '.join(vms)}: {message}")
-        if remedy:
-            out.warn(f"  to do: {remedy}")
+    show_reasons(
+        out,
+        [
+            Reason(
+                row.vm if row.message.startswith(row.host) else f"{row.vm} on {row.host}",
+                session,
+                row.vm,
+                row.host,
+                f"{row.message} [{row.cause}]",
+                row.remedy,
+            )
+            for row in rows
+            if row.cause
+        ],
+    )

@@ -5,18 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from ..console.clean import clean
 from ..errors import BadInput
 from ..units import human_duration, human_size, parse_size
 from .command import Cli, command
-from .common import OneVm, connector, inventory, reaching
+from .common import OneVm, Reason, connector, inventory, reaching, show_reasons
 from .exits import INTERRUPTED, NOTHING_DONE, Stop
-from .output import Cell, colours
+from .output import Cell, colours, json_line
 
 if TYPE_CHECKING:
     from ..deploy.operate import Target
@@ -28,6 +27,8 @@ SECTION = "Running VMs"
 
 #: How long a host may take to answer a person who waits for it.
 CONNECT_S = 20.0
+#: Bytes of a guest's line that are kept until it ends.
+LONGEST_LINE = 64 << 10
 
 
 def register(app: typer.Typer) -> None:
@@ -76,16 +77,16 @@ def ps(
 
 def _explain(cli: Cli, reports: Sequence[VmReport]) -> None:
     """Below the table: why VMs are unknown, gone, or ended by themselves, those with the same reason together."""
-    groups: dict[tuple[str, str], list[str]] = {}
-    for r in reports:
-        if r.message and r.cause not in ("", "stopped"):
-            whom = r.host if r.state == "unknown" else f"{r.session}/{r.vm}"
-            groups.setdefault((clean(r.message), clean(r.remedy)), []).append(whom)
-    for (message, remedy), named in groups.items():
-        names = ", ".join(dict.fromkeys(named))
-        cli.out.warn(message if message.startswith((f"{names}:", f"{names} ")) else f"{names}: {message}")
-        if remedy:
-            cli.out.warn(f"  to do: {remedy}")
+    show_reasons(
+        cli.out,
+        [
+            Reason(
+                r.host if r.state == "unknown" else f"{r.session}/{r.vm}", r.session, r.vm, r.host, r.message, r.remedy
+            )
+            for r in reports
+            if r.message and r.cause not in ("", "stopped")
+        ],
+    )
 
 
 def _row(report: VmReport, host: Host | None) -> tuple[Cell | str, ...]:
@@ -149,6 +150,7 @@ def logs(
     ] = None,
 ) -> None:
     """What a guest printed on its console, from its first byte on."""
+    from ..console.attach import write
     from ..console.filter import Filter, Mode
 
     try:
@@ -158,19 +160,22 @@ def logs(
     target, host = _find(cli, which)
     coloured = not cli.out.json and not cli.out.plain and colours(sys.stdout)
     safe = Filter(Mode.COLOUR if coloured else Mode.TEXT)
-    put = _lines(cli, target) if cli.out.json else _bytes
+    made = json_lines(target.session, target.vm) if cli.out.json else lambda data, last: data
+    stdout = sys.stdout.fileno()
 
     async def copy() -> None:
+        # A reader that takes its time (`less`) must not stop the loop: the helper would take us for gone.
+        sys.stdout.flush()
         async with (
             connector(cli.paths) as reach,
             await reach.connect(host, CONNECT_S) as link,
             await link.logs(target.entry.spec.id, follow, size) as stream,
         ):
             while data := await stream.read():
-                put(safe.feed(data), False)
-            put(safe.finish(), True)
+                await write(stdout, made(safe.feed(data), False))
+            await write(stdout, made(safe.finish(), True))
             if coloured:
-                put(b"\n", True)  # the guest's last line is seldom whole, and the prompt is to stand on its own
+                await write(stdout, b"\n")  # the guest's last line is seldom whole; the prompt is to stand on its own
 
     try:
         cli.run(copy())
@@ -181,23 +186,28 @@ def logs(
         raise Stop(INTERRUPTED) from None  # the way to end it: nothing to say
 
 
-def _bytes(data: bytes, last: bool) -> None:
-    sys.stdout.buffer.write(data)
-    sys.stdout.buffer.flush()
+def json_lines(session: str, vm: str) -> Callable[[bytes, bool], bytes]:
+    """A function of (what a guest printed next, whether that was all): its whole lines, each as a JSON object.
 
+    A line that is longer than `LONGEST_LINE` comes in pieces: a guest need not end it ever."""
+    held: list[bytes] = []
+    size = 0
 
-def _lines(cli: Cli, target: Target) -> Any:
-    """Whole lines, each as a JSON object."""
-    held = bytearray()
+    def made(data: bytes, last: bool) -> bytes:
+        nonlocal held, size
+        *whole, rest = data.split(b"\n")
+        if whole:
+            whole[0] = b"".join([*held, whole[0]])
+            held, size = [], 0
+        if rest:
+            held.append(rest)
+            size += len(rest)
+        if size and (last or size > LONGEST_LINE):
+            whole.append(b"".join(held))
+            held, size = [], 0
+        return "".join(json_line({"session": session, "vm": vm, "line": line.decode()}) for line in whole).encode()
 
-    def put(data: bytes, last: bool) -> None:
-        held.extend(data)
-        *whole, rest = bytes(held).split(b"\n")
-        held[:] = rest
-        for line in [*whole, rest] if last and rest else whole:
-            cli.out.line({"session": target.session, "vm": target.vm, "line": line.decode()})
-
-    return put
+    return made
 
 
 def console(
