@@ -78,7 +78,10 @@ def show_plan(out: Output, plan: Plan) -> None:
             rows.append((host.host, "" if index else blobs, vm.vm, Cell(vm.action, role), clean(text)))
         if not host.vms:
             rows.append((host.host, blobs, "", "", ""))
-    out.table(("HOST", "TO SEND", "VM", "ACTION", "WHICH MEANS"), rows)
+    only_new = all(vm.action == "create" for host in plan.hosts for vm in host.vms)
+    out.table(
+        ("HOST", "TO SEND", "VM", "ACTION", "WHICH MEANS"), rows, spare=("WHICH MEANS",) if only_new else ("TO SEND",)
+    )
     out.data()
     effort = ""
     if plan.count("create") + plan.count("replace") + plan.count("start"):

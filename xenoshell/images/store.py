@@ -105,7 +105,9 @@ class ImageStore:
         near = difflib.get_close_matches(name_or_id, names, n=3, cutoff=0.5)
         hint = f"; did you mean {' or '.join(near)}?" if near else ""
         have = f" (there are: {', '.join(names)})" if names and not near else "" if near else " (there are none yet)"
-        raise Failure("image-missing", f"there is no image {name_or_id!r}{hint}{have}")
+        # The names that the program's own templates get: somebody who names one wants it built.
+        remedy = f"`xenoshell images build {name_or_id}` makes it" if name_or_id in ("tiny", "debian") else None
+        raise Failure("image-missing", f"there is no image {name_or_id!r}{hint}{have}", remedy)
 
     def put(self, manifest: Manifest, name: str) -> Image:
         """Keep an image under ``name``, which an older image may have had until now. Its blobs must be in the store:
