@@ -141,10 +141,13 @@ def test_a_proof_ends_with_whoever_wanted_it(host: Host, tmp_path: Path) -> None
     arguments = (str(tmp_path / "kernel"), OURS, str(host.proofs), "x86_64")
     prover = multiprocessing.get_context("fork").Process(target=boots, args=(*arguments, 60.0), kwargs={"accel": "tcg"})
     prover.start()
-    (pid,) = eventually(lambda: probes(host))
-    eventually(lambda: "qemu" in proc.command(pid)[0])
-    prover.kill()
-    prover.join(10)
+    try:
+        (pid,) = eventually(lambda: probes(host))
+        eventually(lambda: "qemu" in "".join(proc.command(pid)[:1]))  # nothing while it becomes QEMU
+    finally:
+        prover.kill()
+        prover.join(10)
+        prover.close()
     eventually(lambda: not proc.identify(pid).started)
 
 

@@ -72,7 +72,7 @@ def test_destroying_leaves_nothing_in_any_state(host: Host, state: str) -> None:
     if state in ("stopping", "exited"):
         guest.order("stopped")
         guest.until(state)
-    keepers = guest.keepers()
+    keepers = eventually(guest.keepers)
     guest.order("destroyed")
     eventually(lambda: os.listdir(host.vms) == [])
     for process in keepers:
