@@ -10,6 +10,7 @@ from decimal import Decimal
 import pytest
 from rich.console import Console
 
+from xenoshell import tomlfile
 from xenoshell.cli.live import _View
 from xenoshell.cli.output import Output
 from xenoshell.cli.progress import Progress
@@ -19,10 +20,12 @@ from xenoshell.cli.styles import OWN, styles
 from xenoshell.deploy import events
 from xenoshell.deploy.events import Event
 from xenoshell.deploy.money import Amounts
+from xenoshell.deploy.need import ImageFacts, Known
 from xenoshell.deploy.placement import Placement
-from xenoshell.deploy.quote import HostQuote, Quote, vm_cost
+from xenoshell.deploy.quote import HostQuote, Quote, quote, vm_cost
 from xenoshell.deploy.summary import Summary
 from xenoshell.fleet.inventory import Host
+from xenoshell.session.model import Session
 from xenoshell.wire.causes import Failure
 
 LOST = Failure("connection-lost", "nyc: the SSH connection ended \x1b]0;x\x07")
@@ -211,3 +214,16 @@ def quote_of_one_vm() -> Quote:
     hosts = (HostQuote("ams", "", "EUR", (vm_cost(host, "web-1", 1, 1 << 28, 1 << 30),), 0, True, Decimal(0)),)
     none = Amounts()
     return Quote("web", hosts, Placement(()), none, none, None, None, None, None, None, ())
+
+
+def test_what_a_host_refused_is_told_once_and_with_what_helps() -> None:
+    hosts = [Host.model_validate({"name": name, "ssh": f"{name}.example"}) for name in ("ams", "nyc")]
+    text = 'schema = 1\nname = "web"\n[[vm]]\nname = "web"\nimage = "x"\ncount = 2\n'
+    session = tomlfile.loads(text, Session, "a file")
+    image = ImageFacts("x", "x86_64", "disk")
+    known = {host.name: Known(refused=f"{host.name}: the helper did not start") for host in hosts}
+    with pytest.raises(Failure) as caught:
+        quote(session, hosts, {"web": image}, known)
+    assert "ams: the helper did not start" in caught.value.message
+    assert "ams: ams:" not in caught.value.message
+    assert "hosts check" in caught.value.remedy

@@ -153,14 +153,16 @@ class _View:
     def _vm(self, vm: VmState, host: HostState, *, wide: bool) -> tuple[Text, ...]:
         lost = host.stage == "lost"
         stage = self._stage("unknown", "warn") if lost else self._stage(vm.stage, vm.role)
-        if vm.boot_s is not None:
+        if lost:
+            boot = ""
+        elif vm.boot_s is not None:
             boot = human_duration(vm.boot_s)
         elif vm.booting_at is not None and vm.role != "bad":
             boot = human_duration(max(0.0, self.now - vm.booting_at))
         else:
             boot = ""
         image = self._transfer(host, wide=wide)
-        took = Text(f"{boot} {vm.accel.upper()}".strip())
+        took = Text(f"{boot} {vm.accel.upper()}" if boot else "")
         return (Text(vm.name), Text(host.name), stage, image, took, Text(vm.note or host.note * lost or vm.address))
 
     def _stage(self, text: str, role: str) -> Text:

@@ -74,6 +74,10 @@ class Output:
         """A line of data. What comes from a host in it must have passed `clean`."""
         sys.stdout.write(text + "\n")
 
+    def prose(self, text: str) -> None:
+        """A sentence of data, broken between words on a terminal."""
+        self.data(text if self.plain else wrapped(text, sys.stdout))
+
     def document(self, value: Any) -> None:
         """The one JSON document of a command, safe to look at on a terminal."""
         text = json_module.dumps(jsonable(value), indent=2, ensure_ascii=False, allow_nan=False)

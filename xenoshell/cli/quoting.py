@@ -45,11 +45,11 @@ def show_quote(out: Output, quote: Quote) -> None:
     )
     out.data()
     once = f"; image transfer, once: {quote.transfer}" if quote.transfer.each else ""
-    out.data(f"total per hour: {quote.per_hour}{once}")
+    out.prose(f"total per hour: {quote.per_hour}{once}")
     if quote.lease_s is not None and quote.lease_cost is not None:
-        out.data(f"until the lease ends, {human_duration(quote.lease_s)}: {quote.lease_cost}")
+        out.prose(f"until the lease ends, {human_duration(quote.lease_s)}: {quote.lease_cost}")
     if quote.hours is not None:
-        out.data(f"the budget pays for {human_duration(quote.budget_s)} of all VMs, then the hosts stop them")
+        out.prose(f"the budget pays for {human_duration(quote.budget_s)} of all VMs, then the hosts stop them")
     if quote.objection is not None:
         out.data(out.paint(f"refused: {clean(quote.objection.message)}", "bad"))
     for refusal in quote.refusals:
@@ -85,10 +85,9 @@ def show_plan(out: Output, plan: Plan) -> None:
     out.data()
     effort = ""
     if plan.count("create") + plan.count("replace") + plan.count("start"):
-        effort = (
-            f"; {human_size(plan.bytes_to_send)} to send; about {human_duration(plan.seconds)} until the last VM boots"
-        )
-    out.data(f"{plan.blast_radius}{effort}; {plan.quote.per_hour} an hour")
+        sent = f"{human_size(plan.bytes_to_send)} to send" if plan.bytes_to_send else "nothing to send"
+        effort = f"; {sent}; about {human_duration(plan.seconds)} until the last VM boots"
+    out.prose(f"{plan.blast_radius}{effort}; {plan.quote.per_hour} an hour")
     if blind := [host.host for host in plan.hosts if not host.asked]:
         out.note(f"note: not asked, so from what is known here: {', '.join(blind)}")
 

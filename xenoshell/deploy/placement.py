@@ -148,7 +148,9 @@ class _Placer:
             if missing:
                 short.append(self._complaint(need, missing))
         if short:
-            raise Failure("no-placement", "\n".join(short))
+            away = bool(self.known) and all(known.refused for known in self.known.values())
+            remedy = "no host can be used now: `xenoshell hosts check NAME` says why" if away else None
+            raise Failure("no-placement", "\n".join(short), remedy)
         order = [name for need in self.needs for name in need.names]
         return Placement(
             placed=tuple(placed[name] for name in order if name in placed),
@@ -214,7 +216,7 @@ class _Placer:
         # A host that the file names is the user's own choice: what is wrong with it now is its own failure in the
         # deployment, and keeps no other host from its part.
         if known.refused and not need.group.hosts:
-            return (known.refused,)
+            return (known.refused.removeprefix(f"{name}: "),)
         if known.facts is not None and not need.group.hosts:
             if known.facts.arch != need.image.arch:
                 return (f"arch: it is {known.facts.arch}, the image {need.image.name} is for {need.image.arch}",)
