@@ -5,11 +5,13 @@ from __future__ import annotations
 import io
 import json
 import re
+import sys
 from decimal import Decimal
 
 import pytest
 from rich.console import Console
 
+from tests.cli.conftest import on_terminal
 from xenoshell import tomlfile
 from xenoshell.cli.live import _View
 from xenoshell.cli.output import Output
@@ -104,7 +106,10 @@ def test_lost_contact_is_unknown_not_dead() -> None:
         progress(event)
     progress(events.host_lost(5.0, "ams", LOST, 1.0))
     shown = picture(progress, 5.0)
-    assert re.search(r"web-1 +ams +unknown", shown)
+    assert re.search(r"web-1 +ams +unknown +8.0 MiB in 1.1 s +again in 1 s: nyc: the SSH", shown)
+    assert "1 host lost" in shown
+    progress(events.host_connecting(5.5, "ams", 2))  # trying is not yet hearing
+    assert re.search(r"web-1 +ams +unknown", picture(progress, 5.5))
     progress(events.host_back(6.0, "ams", 1.0))
     assert re.search(r"web-1 +ams +running", picture(progress, 6.0))
 
@@ -227,3 +232,25 @@ def test_what_a_host_refused_is_told_once_and_with_what_helps() -> None:
     assert "ams: the helper did not start" in caught.value.message
     assert "ams: ams:" not in caught.value.message
     assert "hosts check" in caught.value.remedy
+
+
+WATCH = """
+import fcntl, sys, termios, time
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)  # as a shell starts it: Ctrl-C reaches it
+from xenoshell.cli.live import live_view
+from xenoshell.cli.progress import Progress
+def echo(): return bool(termios.tcgetattr(0)[3] & termios.ECHO)
+before = echo()
+try:
+    with live_view(Progress(), {}, time.monotonic):
+        print("ECHO", before, echo())
+        time.sleep(20)
+except KeyboardInterrupt:
+    print("AFTER", echo())
+"""
+
+
+def test_keys_do_not_disturb_the_picture_and_the_terminal_is_restored() -> None:
+    done = on_terminal(sys.executable, "-c", WATCH, script=[("ECHO True False", "\r\x03")])
+    assert "AFTER True" in done.out
+    assert "^C" not in done.out

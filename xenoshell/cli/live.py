@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sys
+import termios
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
@@ -41,10 +43,33 @@ def live_view(progress: Progress, styles: Mapping[str, Style], now: Callable[[],
         return _View(progress, styles, now(), widest).render(max(3, console.height - 4), console.width)
 
     with (
+        _unechoed(),
         Live(console=console, get_renderable=draw, auto_refresh=False, redirect_stdout=False, transient=True) as view,
         _refreshed(view, progress, now),
     ):
         yield
+
+
+@contextlib.contextmanager
+def _unechoed() -> Iterator[None]:
+    """Keys typed meanwhile are not shown: an Enter, or the ^C of Ctrl-C, would shift the picture by a line."""
+    try:
+        fd = sys.stdin.fileno()
+        if os.tcgetpgrp(fd) != os.getpgrp():
+            raise OSError  # in the background, touching the terminal would stop the process
+        saved = termios.tcgetattr(fd)
+    except (OSError, ValueError, termios.error):
+        yield
+        return
+    quiet = list(saved)
+    quiet[3] = int(quiet[3]) & ~termios.ECHO
+    termios.tcsetattr(fd, termios.TCSANOW, quiet)
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError, termios.error):
+            if os.tcgetpgrp(fd) == os.getpgrp():
+                termios.tcsetattr(fd, termios.TCSANOW, saved)
 
 
 @contextlib.contextmanager
@@ -127,7 +152,7 @@ class _View:
         ready = sum(vm.stage == "ready" for vm in vms)
         bad = sum(vm.role == "bad" for vm in vms)
         refused = sum(host.role == "bad" for host in hosts)
-        lost = sum(host.stage == "lost" for host in hosts)
+        lost = sum(host.away for host in hosts)
         text = Text(f"{self.progress.session or 'session'}  {human_duration(self.now)}  ", no_wrap=True)
         of = f" of {self.progress.wanted}" if self.progress.wanted else ""
         text.append(f"{ready}{of} ready", self.styles.get("good", "") if ready else "")
@@ -148,10 +173,10 @@ class _View:
 
     def _host(self, host: HostState, *, wide: bool) -> tuple[Text, ...]:
         stage, image = self._stage(host.stage, host.role), self._transfer(host, wide=wide)
-        return (Text(), Text(host.name), stage, image, Text(), Text(host.note))
+        return (Text(), Text(host.name), stage, image, Text(), Text(self._note(host)))
 
     def _vm(self, vm: VmState, host: HostState, *, wide: bool) -> tuple[Text, ...]:
-        lost = host.stage == "lost"
+        lost = host.away
         stage = self._stage("unknown", "warn") if lost else self._stage(vm.stage, vm.role)
         if lost:
             boot = ""
@@ -163,7 +188,20 @@ class _View:
             boot = ""
         image = self._transfer(host, wide=wide)
         took = Text(f"{boot} {vm.accel.upper()}" if boot else "")
-        return (Text(vm.name), Text(host.name), stage, image, took, Text(vm.note or host.note * lost or vm.address))
+        return (
+            Text(vm.name),
+            Text(host.name),
+            stage,
+            image,
+            took,
+            Text(vm.note or self._note(host) * lost or vm.address),
+        )
+
+    def _note(self, host: HostState) -> str:
+        """What there is to say of a host; when contact is lost, first when it is tried again."""
+        if host.retry_at is None or not host.away:
+            return host.note
+        return f"again in {max(0, round(host.retry_at - self.now))} s: {host.note}"
 
     def _stage(self, text: str, role: str) -> Text:
         return Text(text, self.styles.get(role, ""))

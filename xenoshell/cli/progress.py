@@ -13,12 +13,15 @@ _RATE_OVER_S = 3.0
 
 @dataclass
 class HostState:
-    """One host: its stage, its transfers (blob -> done and needed bytes) and what went wrong."""
+    """One host: its stage, its transfers (blob -> done and needed bytes) and what went wrong. ``away``: since contact
+    was lost nobody has heard of it; ``retry_at`` is when it is tried again."""
 
     name: str
     stage: str = "connecting"
     role: str = "dim"
     note: str = ""
+    away: bool = False
+    retry_at: float | None = None
     blobs: dict[str, tuple[int, int]] = field(default_factory=dict)
     began: float | None = None
     seconds: float = 0.0
@@ -96,13 +99,15 @@ class Progress:
         host = self.hosts.setdefault(event.host, HostState(clean(event.host)))
         match event.event.split("."):
             case ["host", "connecting"]:
-                host.stage, host.role = "connecting", "dim"
+                host.stage, host.role, host.retry_at = "connecting", "dim", None
             case ["host", "connected"]:
                 host.stage, host.role, host.note = "connected", "", f"{event.number('rtt_ms'):.0f} ms away"
+                host.away = False
             case ["host", "back"]:
-                host.stage, host.role, host.note = "back", "", ""
+                host.stage, host.role, host.note, host.away = "back", "", "", False
             case ["host", "lost"]:
-                host.stage, host.role, host.note = "lost", "warn", clean(event.text("message"))
+                host.stage, host.role, host.note, host.away = "lost", "warn", clean(event.text("message")), True
+                host.retry_at = event.t + event.number("retry_s") if event.fields.get("retry_s") is not None else None
             case ["host", "refused"]:
                 host.stage, host.role, host.note = "refused", "bad", clean(event.text("message"))
             case ["transfer", "planned"]:
