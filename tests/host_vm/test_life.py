@@ -93,6 +93,10 @@ def test_killed_supervisors_and_guardians_come_back_to_the_same_qemu(world: Worl
     assert back.pid == status.pid and back.state == "ready" and back.usage.net_in >= status.usage.net_in
     guest.shell("echo $((6*7))again", "42again")
 
+    old = "Kernel panic - not syncing: old"
+    guest.shell(f"printf '\\n{old}\\n---[ end {old} ]---\\n'; echo $((3*3))on", "9on")
+    guest.shell(f"printf '\\n{old}\\n'; sleep 1.2; echo $((4*4))on", "16on")  # a log that is shown ends no guest
+    assert guest.status().state == "ready"
     guest.shell("echo c > /proc/sysrq-trigger", "echo c")  # no device for it: the console tells
     began = time.monotonic()
     panic = guest.until("exited", 10)

@@ -147,6 +147,25 @@ def test_a_panic_is_heard_in_pieces_of_any_size() -> None:
         assert listener.panic_ended
 
 
+def test_a_kernel_that_goes_on_after_its_panic_had_none() -> None:
+    for size in (1, 7, 1000):
+        listener = Listener()
+        text = PANIC + b"[   12.5] ---[ end Kernel panic - not syncing: VFS ]---\r\nroot@web:~# "
+        for at in range(0, len(text), size):
+            listener.feed(text[at : at + size])
+        assert listener.panic == "" and not listener.panic_ended
+        listener.feed(b"\r\n" + PANIC)
+        assert listener.panic, "the next one counts again"
+
+
+def test_endless_words_after_a_panic_are_none() -> None:
+    listener = Listener()
+    listener.feed(PANIC)
+    for _ in range(70):
+        listener.feed(b"work goes on\n" * 80)
+    assert listener.panic == ""
+
+
 @pytest.mark.parametrize(
     "quoted",
     [

@@ -180,7 +180,7 @@ class HostLink:
     async def check(self, kernel: str | None = None) -> tuple[CheckLine, ...]:
         """The host's side of `hosts check`; ``kernel`` is the digest of a held blob to prove KVM with."""
         value = await self.request("check", timeout_s=90, kernel=kernel)
-        return tuple(self._decode(CheckLine, line, "check") for line in value.get("lines", ()))
+        return tuple(self._decode(CheckLine, line, "check") for line in self._items(value, "lines", "check"))
 
     async def prove(self, digest: str) -> Proof:
         """Whether KVM runs the kernel that the host holds as ``digest``."""
@@ -205,7 +205,7 @@ class HostLink:
     async def vm_list(self) -> tuple[VmStatus, ...]:
         """Every VM of the host; those that lost their supervisor get a new one."""
         value = await self.request("vm.list", timeout_s=60)
-        return tuple(self._decode(VmStatus, vm, "vm.list") for vm in value.get("vms", ()))
+        return tuple(self._decode(VmStatus, vm, "vm.list") for vm in self._items(value, "vms", "vm.list"))
 
     async def vm_stop(self, id: str, *, op: str | None = None) -> VmStatus:
         """Order the guest to shut down. ``op`` repeated is the same order, done once; a new one is made if left out."""
@@ -336,6 +336,12 @@ class HostLink:
 
     async def _value(self, cls: type[T], verb: str, timeout_s: float, **params: Any) -> T:
         return self._decode(cls, await self.request(verb, timeout_s=timeout_s, **params), verb)
+
+    def _items(self, value: dict[str, Any], key: str, verb: str) -> list[Any]:
+        items = value.get(key)
+        if not isinstance(items, list):
+            raise Failure("protocol", f"{self.host.name}: the answer to {verb} is malformed: {key} is no list")
+        return items
 
     def _decode(self, cls: type[T], value: Any, verb: str) -> T:
         try:

@@ -16,7 +16,8 @@ import time
 import traceback
 from typing import Callable, List, Optional, Tuple
 
-#: A supervisor that dies this often within this many seconds is not started again.
+#: A supervisor that dies this often within this many seconds is left alone for as long, then tried again: without one,
+#: nobody would keep the lease.
 DEATHS, WITHIN_S = 5, 60.0
 START_S = 10.0
 
@@ -74,9 +75,11 @@ def _guard(supervise: Supervise, child: Optional[Tuple[int, int]], announce: int
         deaths = [d for d in deaths if now - d < WITHIN_S] + [now]
         if len(deaths) >= DEATHS:
             sys.stderr.write(
-                "the supervisor died %d times in %d s; giving up until the next helper comes\n" % (DEATHS, WITHIN_S)
+                "the supervisor died %d times in %d s; trying again in %d s\n" % (DEATHS, WITHIN_S, WITHIN_S)
             )
-            return 1
+            sys.stderr.flush()
+            time.sleep(WITHIN_S)  # a pause for its own sake: there is no event to wait for
+            deaths = []
 
 
 def _spawn(supervise: Supervise, announce: int) -> Tuple[int, int]:

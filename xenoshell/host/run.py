@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import time
 from typing import Any, Callable, Dict, List, Optional, Tuple
 
 from xenoshell.host import meter, ports, proc, qemu
@@ -22,8 +23,10 @@ from xenoshell.wire.causes import Failure
 from xenoshell.wire.remedies import remedy
 from xenoshell.wire.values import Forward, VmSpec
 
-#: How long a panicking kernel may go on printing, in seconds; and after the last line that it is known to print.
-PANIC_S, PANIC_END_S = 1.0, 0.1
+#: For how many seconds a console is silent when its kernel has panicked: in the midst of it, and after its last line.
+PANIC_S, PANIC_END_S = 1.0, 0.5
+#: A kernel that has panicked spins on one CPU: more than this of its time.
+PANIC_BUSY = 0.5
 #: How long QEMU may take to answer, in seconds: one that was just started, or one that a supervisor comes back to.
 ATTACH_S = 20.0
 PORT_ATTEMPTS = 5
@@ -66,7 +69,6 @@ class Run:
         self._accel = ""
         self._down = ""  # the cause that the guest itself gave for going down
         self._halted = False  # QEMU paused it for want of disk
-        self._panic_seen = 0
         self._over = False
 
     # ------------------------------------------------------------ beginning
@@ -121,7 +123,8 @@ class Run:
         spec = self._spec
 
         def blob(digest: Optional[str]) -> Optional[str]:
-            return os.path.join(self._dir.blobs, digest) if digest and spec.boot == "kernel" else None
+            # relative to the VM's directory: QEMU splits a module's name at commas and blanks, which ours has none of
+            return os.path.join("..", "..", "blobs", digest) if digest and spec.boot == "kernel" else None
 
         disk = "disk.qcow2" if spec.disk_bytes else None
         seed = "seed.iso" if spec.seed_size else None
@@ -279,11 +282,29 @@ class Run:
             self._record.change(host_keys=listener.host_keys)
         if listener.matched and self._record.status.state == "running":
             self._ready()
-        stage = 1 + listener.panic_ended if listener.panic else 0
-        if stage > self._panic_seen:
-            self._panic_seen = stage
-            wait = PANIC_END_S if listener.panic_ended else PANIC_S
-            self._timers.set("panic", wait, lambda: self._guest_down("guest-panic"))
+        if listener.panic:
+            self._panicking()
+        else:
+            self._timers.cancel("panic")
+
+    def _panicking(self) -> None:
+        """It printed a panic: has it one, or shows it an old log? One that has falls silent, and its kernel spins."""
+        began, before = time.monotonic(), self._cpu_now()
+
+        def judge() -> None:
+            busy = (self._cpu_now() - before) / max(0.1, time.monotonic() - began)
+            if self._listener.panic_ended or busy > PANIC_BUSY:
+                self._guest_down("guest-panic")
+            else:
+                self._listener.forget_panic()
+
+        self._timers.set("panic", PANIC_END_S if self._listener.panic_ended else PANIC_S, judge)
+
+    def _cpu_now(self) -> float:
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            if self._machine is not None:
+                return proc.used(self._machine.process.pid)[0]
+        return 0.0
 
     def _event(self, name: str, data: Dict[str, Any]) -> None:
         if name == "SHUTDOWN" and data.get("guest") is True:

@@ -83,7 +83,7 @@ class Vms:
         run again what `admission.admit` raises.
         """
         vm = self.vm(vm_id)
-        with self._admitting:
+        with self._store.exclusive(), self._admitting:  # neither another helper nor another thread promises the same
             again = state in ("running", "restart") and vm.read_wanted().op != op
             if again and vm.read_status().state in ("exited", "failed"):
                 self._admit(vm.read_spec(), made=True)
