@@ -13,6 +13,7 @@ import pytest
 from tests.cli.conftest import Run, on_terminal
 from xenoshell.deploy.record import SessionStore, new_record
 from xenoshell.deploy.specs import Entry
+from xenoshell.fleet import facts
 from xenoshell.lab import Lab
 from xenoshell.paths import Paths
 from xenoshell.wire.values import Ready, VmSpec
@@ -153,8 +154,11 @@ def test_a_lab_host_passes_the_check_and_one_that_is_down_does_not(run: Run, lab
     assert "failed" in bad.out and "to do:" in bad.out
 
 
-def test_lab_hosts_are_in_the_list_and_leave_with_the_lab(run: Run, lab: Lab) -> None:
+def test_lab_hosts_are_in_the_list_and_leave_with_the_lab(run: Run, lab: Lab, paths: Paths) -> None:
     name = lab.hosts[0].name
+    known = facts._path(paths, name)
+    known.parent.mkdir(parents=True, exist_ok=True)
+    known.write_text("{}")
     assert name in run("hosts", "list").out
     done = run("hosts", "remove", name)
     assert done.code == 2
@@ -163,3 +167,10 @@ def test_lab_hosts_are_in_the_list_and_leave_with_the_lab(run: Run, lab: Lab) ->
     assert (row["host"], row["up"]) == (name, True)
     assert run("lab", "down").code == 0
     assert json.loads(run("hosts", "list", "--json").out) == []
+    assert not known.exists()  # the next lab's host of that name holds nothing of what this one held
+
+
+def test_a_host_may_have_a_key_file_of_its_own(run: Run, paths: Paths, tmp_path: Path) -> None:
+    assert run("hosts", "add", "mine", "me@mine.example", "--identity", tmp_path / "key").code == 0
+    (host,) = json.loads(run("hosts", "list", "--json").out)
+    assert host["ssh_options"]["identity"] == str(tmp_path / "key")

@@ -86,11 +86,14 @@ def lab_status(cli: Cli) -> None:
 def lab_down(cli: Cli) -> None:
     """Stop the lab and remove every process, port and file of it."""
     from .. import lab
+    from ..fleet import facts
 
     hosts = lab.status(cli.paths)
     if vms := sum(host.vms for host in hosts):
         cli.confirm(f"destroys {count(vms, 'VM')} on {count(sum(h.vms > 0 for h in hosts), 'host')} of the lab")
     number = lab.down(cli.paths)
+    for host in hosts:
+        facts.forget(host.name, cli.paths)  # the next lab's hosts have the same names, and hold nothing
     forgotten = _forget(cli, [host.name for host in hosts])
     if cli.out.json:
         cli.out.document({"hosts": number, "vms": vms, "forgotten": forgotten})
