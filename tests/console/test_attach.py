@@ -142,6 +142,7 @@ async def test_the_terminal_is_restored_whatever_happens(terminal: Terminal, way
     assert termios.tcgetattr(terminal.inner) == before
     await until(lambda: b"\x1b[?25h" in terminal.look())
     assert b"\x1b[?1049l" in terminal.shown and b"\x1b[?1002l" in terminal.shown
+    assert terminal.shown.endswith(b"\r\n\x1b[J")  # what the guest drew further down does not stand among what follows
 
 
 async def test_questions_of_an_old_log_are_not_put_to_the_terminal(terminal: Terminal) -> None:
