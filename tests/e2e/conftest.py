@@ -11,6 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -133,15 +134,17 @@ def start(own_world: None) -> Iterator[Callable[..., Deploying]]:
 
 
 @pytest.fixture(scope="session")
-def tiny_images(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def tiny_images() -> Iterator[Path]:
     """An image store with `tiny` in it, built by the command that users type."""
-    root = tmp_path_factory.mktemp("tiny")
+    root = Path(tempfile.mkdtemp(prefix="xt-tiny-", dir="/tmp"))
     words = xenoshell("images", "build", "tiny", "--state-dir", root, "--config-dir", root)
     environment = {**os.environ, "XENOSHELL_CACHE_DIR": str(PACKAGES.parent)}
-    done = subprocess.run(words, check=False, env=environment, capture_output=True, text=True, timeout=280)
-    assert done.returncode == 0, done.stderr
-    yield root / "images"
-    shutil.rmtree(root, ignore_errors=True)
+    try:
+        done = subprocess.run(words, check=False, env=environment, capture_output=True, text=True, timeout=280)
+        assert done.returncode == 0, done.stderr
+        yield root / "images"
+    finally:
+        shutil.rmtree(root, ignore_errors=True)
 
 
 @pytest.fixture
