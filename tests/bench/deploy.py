@@ -65,7 +65,7 @@ def until_booting(file: Path, hosts: int) -> float:
     began = time.perf_counter()
     booting: set[str] = set()
     last = 0.0
-    with subprocess.Popen(xenoshell("deploy", file, "--json"), stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(xenoshell("deploy", file, "--json", "--quiet"), stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         try:
             for line in process.stdout:
@@ -103,6 +103,10 @@ class Otherwise:
             "-pidfile pid"
         )
         return self._all(lambda host: self.ssh(host, "127.0.0.1", command.format(self.place(host), self.cmdline)))
+
+    def login(self) -> float:
+        """Seconds to log in to every host and do nothing: what no program that uses SSH can be faster than."""
+        return self._all(lambda host: self.ssh(host, "127.0.0.1", "true"))
 
     def copy(self) -> float:
         """Seconds to copy the template to every host."""
@@ -232,14 +236,16 @@ def main() -> None:
                 quiet("destroy", "bench", "--yes")
                 copied = [others.copy() + others.start()]
                 others.stop()
-                ours, theirs = [], []
+                ours, theirs, logins = [], [], []
                 for _ in range(repeat):
                     ours.append(until_booting(file, options.hosts))
                     quiet("destroy", "bench", "--yes")
                     theirs.append(others.start())
                     others.stop()
+                    logins.append(others.login())
                 title = f"{options.hosts} hosts at {rtt} ms"
                 row(f"{title}, image there", ours, theirs, "ssh + qemu by hand")
+                row(f"{title}, image there", ours, logins, "ssh HOST true")
                 row(f"{title}, nothing there", first, copied, "tar|zstd|ssh, then same")
         with lab(paths, options.hosts, 0):
             commands(file, repeat)
