@@ -241,6 +241,9 @@ async def test_a_budget_is_refused_before_any_effect() -> None:
     with pytest.raises(Failure) as caught:
         await w.deploy(session({"hosts": ["a"]}, budget={"max_per_hour": 0.001, "currency": "EUR"}))
     assert caught.value.cause == "over-budget" and exit_code(caught.value) == 4
+    done = w.event("session.done")
+    assert done.fields["cause"] == "over-budget" and done.fields["remedy"]
+    assert "max_per_hour" in str(done.fields["message"])
     assert w.fakes["a"].calls == [] and w.saved == 0
 
 

@@ -362,7 +362,8 @@ class _Deployment(Generic[L]):
         tracks = [t for task in self.tasks.values() for t in task.tracks.values()]
         ready = sum(t.state == "ready" for t in tracks)
         total = len(self.job.session.vm_names())
-        self.emit(events.session_done(self.now(), ready, total - ready, self.now()))
+        told = None if isinstance(error, BadInput) else why  # what is wrong with a file is said where it is read
+        self.emit(events.session_done(self.now(), ready, total - ready, self.now(), told))
         await self._close(list(self.links))
 
     async def _close(self, names: Sequence[str]) -> None:

@@ -149,8 +149,10 @@ def session_started(t: float, session: str, session_id: str, vms: int, hosts: in
     )
 
 
-def session_done(t: float, ready: int, failed: int, seconds: float) -> Event:
-    return Event(t, "session.done", fields={"ready": ready, "failed": failed, "seconds": round(seconds, 3)})
+def session_done(t: float, ready: int, failed: int, seconds: float, why: Failure | None = None) -> Event:
+    """``why``: what ended it before it came to the hosts, if anything did."""
+    told = _why(why) if why else {}
+    return Event(t, "session.done", fields={"ready": ready, "failed": failed, "seconds": round(seconds, 3), **told})
 
 
 def host_connecting(t: float, host: str, attempt: int = 1) -> Event:

@@ -42,7 +42,8 @@ def _what(event: Event, blob: str) -> str:
             where = f"{_count(event, 'vms', 'VM')} on {_count(event, 'hosts', 'host')}"
             return f"{text('session')}: {where} (id {text('session_id')[:8]})"
         case "session.done":
-            return f"done: {text('ready')} ready, {text('failed')} failed, {number('seconds'):.1f} s"
+            ended = f"; {_why(event)}" if "cause" in event.fields else ""
+            return f"done: {text('ready')} ready, {text('failed')} failed, {number('seconds'):.1f} s{ended}"
         case "host.connecting":
             again = f" (attempt {text('attempt')})" if number("attempt") > 1 else ""
             return f"connecting{again}"
