@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import struct
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -61,6 +62,17 @@ def test_a_proof_is_made_once(host: Host, monkeypatch: pytest.MonkeyPatch) -> No
     prove("/k", OURS, proofs)
     assert kvm.tried == [OURS, OTHER, OURS]
     assert not list(host.proofs.glob("*.lock"))
+
+
+def test_a_negative_proof_holds_for_a_day(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    kvm = Kvm(monkeypatch, "there", set())
+    kept = str(host.proofs)
+    assert not prove("kernel", OURS, kept).works and not prove("kernel", OURS, kept).works
+    assert len(kvm.tried) == 1
+    (file,) = host.proofs.glob("*.json")
+    os.utime(file, (time.time() - 90_000,) * 2)
+    assert kvm_state(kept) == "unproven" and not prove("kernel", OURS, kept).works
+    assert len(kvm.tried) == 2
 
 
 @pytest.mark.parametrize("device", ["absent", "denied"])

@@ -86,7 +86,7 @@ CORE = frozenset(
         f"xenoshell.host.{name}"
         for name in (
             *("__main__", "channel", "facts", "helper", "locks", "params", "proc", "proofs", "rendezvous"),
-            *("statedir", "store", "streams", "unpack", "vmdir", "vms"),
+            *("statedir", "store", "streams", "transfer", "unpack", "vmdir", "vms"),
         )
     ]
 )

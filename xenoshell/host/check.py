@@ -94,7 +94,7 @@ def cpu(facts: HostFacts) -> CheckLine:
 
 def memory(facts: HostFacts) -> CheckLine:
     """Memory that guests could have."""
-    text = "%d of %d MiB available" % (facts.memory_free_mib, facts.memory_mib)
+    text = "%s of %s available" % (_size(facts.memory_free_mib), _size(facts.memory_mib))
     level = _level(facts.memory_free_mib, _NO_MEMORY_MIB, _LOW_MEMORY_MIB)
     return CheckLine(
         "memory", level, text, "" if level == "fine" else "free memory on the host, or place small VMs only"
@@ -103,7 +103,7 @@ def memory(facts: HostFacts) -> CheckLine:
 
 def disk(facts: HostFacts, kind: str) -> CheckLine:
     """Room for images and disks."""
-    text = "%d MiB free in %s" % (facts.disk_free_mib, facts.state_dir)
+    text = "%s free in %s" % (_size(facts.disk_free_mib), facts.state_dir)
     level = _level(facts.disk_free_mib, _NO_DISK_MIB, _LOW_DISK_MIB)
     if level != "fine":
         return CheckLine("disk", level, text, REMEDIES["disk-full"])
@@ -123,6 +123,10 @@ def file_system(path: str) -> str:
             if len(mount) >= len(best) and (path + "/").startswith(mount.rstrip("/") + "/"):
                 best, kind = mount, fields[2]
     return kind
+
+
+def _size(mib: int) -> str:
+    return "%d MiB" % mib if mib < 1024 else "%.1f GiB" % (mib / 1024)
 
 
 def _level(free: int, none: int, low: int) -> str:

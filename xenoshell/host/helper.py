@@ -20,8 +20,9 @@ from xenoshell.host import facts, proofs, statedir, vmdir
 from xenoshell.host.channel import Channel, ChannelClosed, SocketChannel
 from xenoshell.host.params import Params, flag, integer, number, text
 from xenoshell.host.rendezvous import Rendezvous
-from xenoshell.host.store import FIRST_TRANSFER, SegmentFailure, Store
+from xenoshell.host.store import FIRST_TRANSFER, Store
 from xenoshell.host.streams import Session, Stream
+from xenoshell.host.transfer import SegmentFailure
 from xenoshell.host.unpack import Unpacker
 from xenoshell.host.vms import Vms
 from xenoshell.wire import codec, frames
@@ -103,7 +104,7 @@ class Helper:
 
     def _look_after(self) -> None:
         """See to what helpers and supervisors that died have left."""
-        if library_there(self._library):
+        if use_library(self._library):
             self.vms.adopt_all()
             compile_library(self._library)
             tidy_libraries(self._library)
@@ -265,14 +266,14 @@ class Helper:
             channel=self._rendezvous.path,
             blobs=self.store.held(),
             vms=self.vms.statuses(),
-            library=library_there(self._library),
+            library=use_library(self._library),
         )
 
     def _keep_library(self, params: Params) -> Any:
         """Done before the next request of the channel is read, which may need it."""
-        if not library_there(self._library):
+        if not use_library(self._library):
             install(self._library, text(params, "rest"))
-            library_there(self._library)
+            use_library(self._library)
             self._spawn(self._look_after)
         return {}
 
@@ -369,8 +370,8 @@ def take_standard_streams() -> Tuple[int, int]:
     return read_fd, write_fd
 
 
-def library_there(path: str) -> bool:
-    """Whether this host keeps the whole program; if it does, modules that the core lacks come from there."""
+def use_library(path: str) -> bool:
+    """Let modules that the core lacks come from the library; False if this host does not keep it."""
     if not os.path.exists(path):
         return False
     loader: Any = getattr(xenoshell, "__loader__", None)

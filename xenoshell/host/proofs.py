@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+import time
 from typing import List, Optional
 
 from xenoshell.host import locks, proc
@@ -12,6 +13,8 @@ from xenoshell.wire import codec
 from xenoshell.wire.values import Proof
 
 DEVICE = "/dev/kvm"
+#: A kernel that did not come up in time is tried again after this many seconds: its host may only have been busy.
+RETRY_S = 86400.0
 
 
 def device() -> str:
@@ -52,11 +55,13 @@ def prefix(arch: str) -> str:
 
 
 def read(path: str) -> Optional[Proof]:
-    """The proof in a file; `None` without one that can be read."""
+    """The proof in a file; `None` without one that can be read, and for a negative one that is old."""
     try:
-        return codec.decode(Proof, locks.read_json(path))
-    except codec.CodecError:
+        proof = codec.decode(Proof, locks.read_json(path))
+        old = not proof.works and time.time() - os.stat(path).st_mtime > RETRY_S
+    except (codec.CodecError, FileNotFoundError):
         return None
+    return None if old else proof
 
 
 def held(proofs: str, arch: str) -> List[Proof]:

@@ -27,7 +27,7 @@ REMEDIES: Dict[str, str] = {
     "disk-full": "free space on the host (or set state_dir for it in hosts.toml), then `xenoshell resume SESSION`",
     "port-in-use": "leave `host` out of the forward so that a free port is chosen, or choose another",
     "corrupt-segment": "it is sent again; if it recurs, the link or the host's disk is bad",
-    "corrupt-image": "the image's own pack is damaged: rebuild or import it again",
+    "corrupt-image": "the image itself is damaged: build it again",
     "qemu-failed": "see the QEMU message above and `xenoshell logs SESSION/VM`",
     "internal": "this is a defect of xenoshell; please report it with the message",
     # what became of a guest
@@ -42,7 +42,7 @@ REMEDIES: Dict[str, str] = {
     # before anything is done
     "no-placement": "loosen `where`, lower `count`, or add hosts",
     "over-budget": "raise the budget, lower the resources or the count, or choose cheaper hosts",
-    "image-missing": "build or import the image first: `xenoshell images list` shows what there is",
+    "image-missing": "build it first: `xenoshell images build tiny`; `xenoshell images list` shows what there is",
     "cancelled": "run `xenoshell resume SESSION` to go on",
 }
 
