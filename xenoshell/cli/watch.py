@@ -6,6 +6,8 @@ import os
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -214,12 +216,16 @@ def console(
     cli: Cli,
     which: OneVm,
     escape: Annotated[str, typer.Option(metavar="KEY", help="The key that leaves: ^X, a character, or none.")] = "^]",
+    save: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Append what the guest prints to this file too, as text.")
+    ] = None,
 ) -> None:
     """Sit down at a guest's serial console. Ctrl-] leaves; the guest goes on.
 
     A serial console does not learn the window's size: in the guest, `resize`, or `stty rows R cols C`.
     """
     from ..console.attach import REPLAY, Ending, attach, escape_name, parse_escape
+    from ..console.saved import saved
 
     key = parse_escape(escape)
     target, host = _find(cli, which)
@@ -229,11 +235,18 @@ def console(
             connector(cli.paths) as reach,
             await reach.connect(host, CONNECT_S) as link,
             await link.console(target.entry.spec.id, REPLAY) as stream,
+            AsyncExitStack() as more,
         ):
+            keeper = await more.enter_async_context(saved(stream, save)) if save else None
             leave = f"; {escape_name(key)} leaves" if key and sys.stdin.isatty() else ""
             cli.out.note(f"{target} on {host.name}: console{leave}")
             sys.stdout.flush()
-            return await attach(stream, escape=key)
+            ending = await attach(keeper or stream, escape=key)
+            if keeper is not None and keeper.failure is not None:
+                cli.out.warn(f"{save}: {keeper.failure.strerror}; saved only the first {human_size(keeper.written)}")
+            elif keeper is not None:
+                cli.out.note(f"saved {human_size(keeper.written)} to {save}")
+            return ending
 
     ending = cli.run(sit())
     words = {
