@@ -149,6 +149,16 @@ def test_a_narrow_window_loses_spare_columns_and_is_told(
     assert len(told) == 1 and "PLACE" in told[0] and "HOST" not in told[0]
 
 
+def test_columns_move_closer_before_one_of_them_goes(monkeypatch: pytest.MonkeyPatch) -> None:
+    wide = sum(map(len, ("web-1", "ams-1", "Amsterdam, NL, eu", "192.0.2.7:20080")))
+    for columns, gap in ((wide + 6, 2), (wide + 5, 1), (wide + 3, 1)):
+        screen = on_screen(monkeypatch, columns)
+        Output(json=False, plain=False, quiet=False, verbose=False).table(HEAD, [ROW], spare=("PLACE", "HOST"))
+        assert screen.getvalue().splitlines()[1] == (" " * gap).join(
+            ("web-1", "ams-1", "Amsterdam, NL, eu", "192.0.2.7:20080")
+        )
+
+
 @pytest.mark.parametrize("columns", range(24, 60, 5))
 def test_what_is_cut_has_an_ellipsis_and_nothing_is_wider_than_the_window(
     monkeypatch: pytest.MonkeyPatch, columns: int

@@ -123,9 +123,9 @@ class Output:
     ) -> None:
         """Aligned columns without lines, two blanks apart; over right-aligned cells the head is at the right.
 
-        ``without_empty`` leaves out columns in which no row has anything. A terminal that is too narrow loses columns
-        of ``spare``, the first of them first, and is told; then the widest cells are cut, each with an ellipsis. Pipes,
-        files and --plain get everything.
+        ``without_empty`` leaves out columns in which no row has anything. On a terminal that is too narrow, columns
+        stand one blank apart; then those of ``spare`` go, the first of them first, which is told; then the widest
+        cells are cut, each with an ellipsis. Pipes, files and --plain get everything.
         """
         cells = [[c if isinstance(c, Cell) else Cell(c) for c in row] for row in rows]
         cells = [[Cell(clean(c.text), c.role, c.right) for c in row] for row in cells]
@@ -134,34 +134,37 @@ class Output:
             head, cells = [head[i] for i in kept], [[row[i] for i in kept] for row in cells]
         limit = None if self.plain else columns(sys.stdout)
         gone: list[str] = []
+        gap = _GAP
         if limit is not None:
             for name in spare:
-                if _total(head, cells) <= limit:
+                gap = _GAP if _total(head, cells, _GAP) <= limit else _NARROW_GAP
+                if _total(head, cells, gap) <= limit:
                     break
                 if name in head:
                     gone.append(name)
                     at = list(head).index(name)
                     head = [*head[:at], *head[at + 1 :]]
                     cells = [[*row[:at], *row[at + 1 :]] for row in cells]
+            gap = _GAP if _total(head, cells, _GAP) <= limit else _NARROW_GAP
         widths = _widths(head, cells)
         if limit is not None:
-            widths = _squeezed(widths, limit)
+            widths = _squeezed(widths, limit, gap)
         rights = [any(row[i].right for row in cells) for i in range(len(head))]
-        self.data(self._row([Cell(h, "head", r) for h, r in zip(head, rights, strict=True)], widths))
+        self.data(self._row([Cell(h, "head", r) for h, r in zip(head, rights, strict=True)], widths, gap))
         for row in cells:
-            self.data(self._row(row, widths))
+            self.data(self._row(row, widths, gap))
         if gone:
             self.note(f"(no room here for {', '.join(gone)}; a wider window or --plain shows all)")
 
-    def _row(self, row: Sequence[Cell], widths: Sequence[int]) -> str:
+    def _row(self, row: Sequence[Cell], widths: Sequence[int], gap: int) -> str:
         parts = []
         for index, (whole, wide) in enumerate(zip(row, widths, strict=True)):
             cell = Cell(shortened(whole.text, wide), whole.role, whole.right)
-            gap = " " * (wide - width(cell.text))
+            fill = " " * (wide - width(cell.text))
             text = self.paint(cell.text, cell.role) if cell.text else ""
             last = index == len(widths) - 1
-            parts.append(gap + text if cell.right else text + ("" if last else gap))
-        return "  ".join(parts).rstrip()
+            parts.append(fill + text if cell.right else text + ("" if last else fill))
+        return (" " * gap).join(parts).rstrip()
 
 
 def json_line(value: Any) -> str:
@@ -186,7 +189,8 @@ def jsonable(value: Any) -> Any:
     return value if value is None or isinstance(value, (str, int, float, bool)) else str(value)
 
 
-_GAP: Final = 2
+#: Blanks between columns: as a rule, and where the window is too narrow for that.
+_GAP, _NARROW_GAP = 2, 1
 #: No column is cut below so many characters.
 _NARROWEST: Final = 6
 
@@ -195,14 +199,14 @@ def _widths(head: Sequence[str], cells: Sequence[Sequence[Cell]]) -> list[int]:
     return [max([width(h), *(width(row[i].text) for row in cells)]) for i, h in enumerate(head)]
 
 
-def _total(head: Sequence[str], cells: Sequence[Sequence[Cell]]) -> int:
-    return sum(_widths(head, cells)) + _GAP * (len(head) - 1)
+def _total(head: Sequence[str], cells: Sequence[Sequence[Cell]], gap: int) -> int:
+    return sum(_widths(head, cells)) + gap * (len(head) - 1)
 
 
-def _squeezed(widths: list[int], limit: int) -> list[int]:
+def _squeezed(widths: list[int], limit: int, gap: int) -> list[int]:
     """``widths`` with the widest made narrower until a row fits into ``limit``, as far as that goes."""
     out = list(widths)
-    while sum(out) + _GAP * (len(out) - 1) > limit and max(out) > _NARROWEST:
+    while sum(out) + gap * (len(out) - 1) > limit and max(out) > _NARROWEST:
         out[out.index(max(out))] -= 1
     return out
 

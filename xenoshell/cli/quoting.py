@@ -103,7 +103,7 @@ def show_rows(out: Output, rows: Sequence[Row], session: str) -> None:
             (
                 row.vm,
                 row.host,
-                row.place,
+                row.place.partition(",")[0],  # the city; `hosts list` has the rest
                 Cell(row.price, right=True),
                 Cell(
                     f"{human_size(row.transfer_bytes)} in {human_duration(row.transfer_s)}"
