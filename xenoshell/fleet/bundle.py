@@ -85,7 +85,7 @@ CORE = frozenset(
     + [
         f"xenoshell.host.{name}"
         for name in (
-            *("__main__", "channel", "facts", "helper", "locks", "params", "proc", "proofs", "rendezvous"),
+            *("__main__", "channel", "facts", "helper", "library", "locks", "params", "proc", "proofs", "rendezvous"),
             *("statedir", "store", "streams", "transfer", "unpack", "vmdir", "vms"),
         )
     ]

@@ -16,7 +16,7 @@ import traceback
 from typing import Any, Callable, Dict, List, NamedTuple, Tuple
 
 import xenoshell
-from xenoshell.host import facts, proofs, statedir, vmdir
+from xenoshell.host import facts, library, proofs, statedir, vmdir
 from xenoshell.host.channel import Channel, ChannelClosed, SocketChannel
 from xenoshell.host.params import Params, flag, integer, number, text
 from xenoshell.host.rendezvous import Rendezvous
@@ -33,7 +33,6 @@ from xenoshell.wire.values import HostFacts, Recipe
 _MAX_WORKERS = 256
 _SILENCE_S = 90.0  # a client pings; one that is not heard for so long is gone, though its connection may not know
 _LISTEN_S = 5.0
-_FORGOTTEN_S = 30 * 86400.0
 _FINISH_S = 10.0  # how long work under way may go on when the connection has ended
 
 
@@ -47,12 +46,12 @@ class Verb(NamedTuple):
 class Helper:
     """One helper: a state directory, its store and VMs, and the channels of one connection."""
 
-    def __init__(self, state_dir: str, library: str) -> None:
+    def __init__(self, state_dir: str, program: str) -> None:
         self.state_dir = state_dir
-        self._library = library
+        self._library = program
         self._unpacker = Unpacker()
         self.store = Store(state_dir, self._unpacker)
-        self.vms = Vms(state_dir, library, self.store)
+        self.vms = Vms(state_dir, program, self.store)
         self._rendezvous = Rendezvous()
         self._workers: List[threading.Thread] = []
         self._sessions: List[Session] = []
@@ -104,10 +103,10 @@ class Helper:
 
     def _look_after(self) -> None:
         """See to what helpers and supervisors that died have left."""
-        if use_library(self._library):
+        if library.use(self._library):
             self.vms.adopt_all()
-            compile_library(self._library)
-            tidy_libraries(self._library)
+            library.compile_all(self._library)
+            library.tidy(self._library)
         self.store.clean()
         vmdir.tidy(self.vms.directory)
 
@@ -266,14 +265,14 @@ class Helper:
             channel=self._rendezvous.path,
             blobs=self.store.held(),
             vms=self.vms.statuses(),
-            library=use_library(self._library),
+            library=library.use(self._library),
         )
 
     def _keep_library(self, params: Params) -> Any:
         """Done before the next request of the channel is read, which may need it."""
-        if not use_library(self._library):
-            install(self._library, text(params, "rest"))
-            use_library(self._library)
+        if not library.use(self._library):
+            library.install(self._library, text(params, "rest"))
+            library.use(self._library)
             self._spawn(self._look_after)
         return {}
 
@@ -368,58 +367,6 @@ def take_standard_streams() -> Tuple[int, int]:
     os.dup2(2, 1)
     os.close(null)
     return read_fd, write_fd
-
-
-def use_library(path: str) -> bool:
-    """Let modules that the core lacks come from the library; False if this host does not keep it."""
-    if not os.path.exists(path):
-        return False
-    loader: Any = getattr(xenoshell, "__loader__", None)
-    if not loader.library:
-        loader.library = path
-    return True
-
-
-def install(path: str, rest: str) -> None:
-    """Make the library ``path`` of the core and ``rest`` (zlib, base64). Raises `Failure`: bad-request, disk-full."""
-    import base64
-    import hashlib
-    import zlib
-
-    core: str = getattr(xenoshell, "__loader__", None).text  # type: ignore[union-attr]
-    try:
-        unpacker = zlib.decompressobj()
-        added = unpacker.decompress(base64.b64decode(rest, validate=True), 4 << 20).decode()
-    except (ValueError, zlib.error) as error:
-        raise Failure("bad-request", "rest: %s" % error) from None
-    if hashlib.sha256((core + added).encode()).hexdigest()[:16] not in os.path.basename(path):
-        raise Failure("bad-request", "this is not the rest of the program that runs here")
-    statedir.write_whole(path, core.replace("#--\n", added + "#--\n", 1).encode())
-
-
-def compile_library(path: str) -> None:
-    """Keep compiled code beside the library, once for each version of Python: it halves a supervisor's start."""
-    import marshal
-
-    kept = "%s.%s" % (path, sys.implementation.cache_tag)
-    if os.path.exists(kept):
-        return
-    loader: Any = getattr(xenoshell, "__loader__", None)
-    loader.more("xenoshell.")
-    codes = {name: loader.code(name) for name in loader.modules}
-    with contextlib.suppress(OSError):  # a full disk: then it is compiled each time
-        statedir.write_whole(kept, marshal.dumps(codes))
-
-
-def tidy_libraries(used: str) -> None:
-    """Remove the libraries of other versions, and leavings of writers, that nobody used for a month."""
-    os.utime(used)
-    directory, name = os.path.split(used)
-    for other in os.listdir(directory):
-        path = os.path.join(directory, other)
-        with contextlib.suppress(FileNotFoundError):  # another helper was quicker
-            if name not in other and time.time() - os.stat(path).st_mtime > _FORGOTTEN_S:
-                os.unlink(path)
 
 
 class _Terminated(BaseException):
