@@ -15,10 +15,12 @@ export XENOSHELL_TEST_CACHE_DIR ?= $(CURDIR)/.cache
 demo: setup
 	@$(BIN)/xenoshell demo $(ARGS)
 
-test: setup lint
+test: lint
+	@.ci/setup tests
 	@$(BIN)/pytest $(ARGS)
 
-unit: setup
+unit:
+	@.ci/setup tests
 	@$(BIN)/pytest -q -m "not integration and not e2e" $(ARGS)
 
 setup:

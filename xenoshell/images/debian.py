@@ -23,6 +23,7 @@ from xenoshell.images.manifest import BOOTS, Manifest
 from xenoshell.images.packages import DEBIAN_ARCH, KERNELS, SOURCES_REMEDY, Packages, last_lines, require_apt, unpack
 from xenoshell.images.store import ImageStore, check_name
 from xenoshell.images.tiny import find_kernel
+from xenoshell.images.units import enable
 from xenoshell.paths import paths
 from xenoshell.wire.causes import Failure
 
@@ -311,10 +312,7 @@ def configure(tree: Path, initrd: Path, version: str) -> None:
     for unit in MASKED:
         (units / unit).unlink(missing_ok=True)
         (units / unit).symlink_to("/dev/null")
-    enable = ["systemctl", f"--root={tree}", "enable", *ENABLED]
-    done = subprocess.run(enable, capture_output=True, text=True, check=False, timeout=60)
-    if done.returncode != 0:
-        raise Failure("internal", f"systemctl enable failed: {last_lines(done.stderr)}")
+    enable(tree, ENABLED)
 
 
 def system_sources() -> list[str]:
