@@ -102,7 +102,10 @@ class Talk:
                 if frame.stream == stream and type_ in (0, frame.type):
                     return self.frames.pop(at)
             self.connection.settimeout(max(0.001, deadline - time.monotonic()))
-            data = self.connection.recv(1 << 16)
+            try:
+                data = self.connection.recv(1 << 16)
+            except ConnectionResetError:  # it hung up with a request unread
+                data = b""
             if not data:
                 raise EOFError
             self.frames += self._reader.feed(data)
@@ -151,7 +154,7 @@ class Guest:
     def order(self, state: str, op: str = "") -> None:
         """Give an order, as the helper does."""
         self.dir.want(state, op or uuid.uuid4().hex)
-        with self.talk() as talk, contextlib.suppress(EOFError):  # a VM that is gone at once does not answer
+        with self.talk() as talk, contextlib.suppress(EOFError, BrokenPipeError):  # gone at once, it does not answer
             talk.ask("poke")
 
     def until(self, check: Callable[[VmStatus], bool] | str, timeout_s: float = 30.0) -> VmStatus:
