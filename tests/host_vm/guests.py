@@ -78,6 +78,10 @@ def spec(**fields: Any) -> VmSpec:
     return replace(basic, **fields)
 
 
+class HungUp(ConnectionError, EOFError):
+    """The supervisor hung up; to one who waits for something, that is not yet."""
+
+
 class Talk:
     """One connection to a supervisor: requests, and what comes of them."""
 
@@ -104,7 +108,7 @@ class Talk:
             self.connection.settimeout(max(0.001, deadline - time.monotonic()))
             data = self.connection.recv(1 << 16)
             if not data:
-                raise EOFError
+                raise HungUp
             self.frames += self._reader.feed(data)
 
     def ask(self, verb: str, **params: Any) -> dict[str, Any]:
